@@ -1,0 +1,264 @@
+"""Federated training: what the model owner and the data nodes say to each other.
+
+A node learns what to do by ``GET /node/work`` (a long poll): the answer is the one work item that the
+owner waits for, the same item again until it has been answered. Every answer is a PUT, idempotent: the
+same body again is accepted, another body for an answered item is a 409 ``unexpected-message``.
+
+    item         the node's answer
+    review       PUT /rounds/{run}/decision
+    train        GET /rounds/{run}/{round}/weights, then PUT /rounds/{run}/{round}/report
+    share_keys   PUT /rounds/{run}/{round}/envelopes          (secure aggregation only)
+    upload       PUT /rounds/{run}/{round}/update              (binary, aggregation.wire)
+    confirm      PUT /rounds/{run}/{round}/confirmation       (secure aggregation only)
+    unmask       PUT /rounds/{run}/{round}/shares             (secure aggregation only)
+    evaluate     GET /rounds/{run}/{round}/weights, then PUT /rounds/{run}/evaluation
+    stop         PUT /rounds/{run}/acknowledgement            (run ended, cancelled or failed)
+    any          PUT /rounds/{run}/failure                    (this site cannot go on)
+
+Weights of round r (1-based) are the global model that round r starts from; the final model has index
+rounds + 1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from primia.messages.common import Base64Url, Digest, Id, Label, Message, Name
+
+MAX_NODES = 100
+MAX_ROUNDS = 10_000
+
+
+class ModelCard(Message):
+    """The public description of a model: what a node needs to build and train it."""
+
+    name: Name
+    version: int = Field(ge=1)
+    architecture: Name
+    classes: tuple[Label, ...] = Field(min_length=2, max_length=1000)
+    channels: Literal[1, 3] = 3
+    image_size: int = Field(ge=16, le=512)
+    mean: float = Field(default=0.5, ge=0, le=1)
+    deviation: float = Field(default=0.25, gt=0, le=10)
+    digest: Digest = Field(description="SHA-256 of the weights file")
+
+
+class TrainingSettings(Message):
+    """How each site trains in each round."""
+
+    image_size: int = Field(default=64, ge=16, le=512)
+    epochs: int | None = Field(
+        default=None, ge=1, le=1000, description="passes over the site's images a round"
+    )
+    batches: int | None = Field(
+        default=None, ge=1, le=100_000, description="batches a round, instead of epochs"
+    )
+    batch_size: int = Field(default=32, ge=2, le=1024)
+    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    validation_fraction: float = Field(default=0.2, ge=0, le=0.5)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        if self.epochs is not None and self.batches is not None:
+            raise ValueError("give epochs or batches, not both")
+        return self
+
+
+class AggregationSettings(Message):
+    secure: bool = True
+    threshold: int | None = Field(
+        default=None,
+        ge=2,
+        le=MAX_NODES,
+        description="nodes that must remain for a round to be opened; default: more than half",
+    )
+    minimum_nodes: int = Field(
+        default=1, ge=1, le=MAX_NODES, description="without secure aggregation"
+    )
+
+
+class Timeouts(Message):
+    """Seconds that the owner waits in a phase before it goes on without a silent node."""
+
+    review: float = Field(default=86_400, gt=0, le=30 * 86_400)
+    train: float = Field(default=3_600, gt=0, le=7 * 86_400)
+    exchange: float = Field(
+        default=120, gt=0, le=86_400, description="each phase of the aggregation"
+    )
+
+
+class RunRequest(Message):
+    """POST /rounds"""
+
+    model: Name
+    version: int | None = Field(default=None, ge=1, description="default: the newest")
+    nodes: tuple[Name, ...] = Field(min_length=1, max_length=MAX_NODES)
+    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    training: TrainingSettings = TrainingSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _nodes(self) -> RunRequest:
+        if len(set(self.nodes)) != len(self.nodes):
+            raise ValueError("a node is named twice")
+        if self.aggregation.secure and len(self.nodes) < 2:
+            raise ValueError("secure aggregation needs at least two nodes")
+        threshold = self.aggregation.threshold
+        if self.aggregation.secure and threshold is not None and threshold > len(self.nodes):
+            raise ValueError(
+                f"the threshold {threshold} is above the number of nodes {len(self.nodes)}"
+            )
+        return self
+
+
+class NodeCard(Message):
+    """A participant: its name and its Ed25519 identity key."""
+
+    name: Name
+    public_key: Base64Url
+
+
+class Proposal(Message):
+    """What a node is asked to take part in; its digest is what the node approves."""
+
+    run: Id
+    owner: Name
+    model: ModelCard
+    nodes: tuple[NodeCard, ...] = Field(min_length=1, max_length=MAX_NODES)
+    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    training: TrainingSettings
+    secure: bool
+    threshold: int = Field(ge=1, le=MAX_NODES, description="resolved, never null")
+    timeouts: Timeouts
+
+
+class _Item(Message):
+    run: Id
+
+
+class _RoundItem(_Item):
+    round: int = Field(ge=1, le=MAX_ROUNDS + 1)
+
+
+class Review(_Item):
+    kind: Literal["review"] = "review"
+    proposal: Proposal
+
+
+class Train(_RoundItem):
+    kind: Literal["train"] = "train"
+    weights_digest: Digest
+    weights_bytes: int = Field(ge=1, le=2**34)
+
+
+class ShareKeys(_RoundItem):
+    """``roster``: the advertisements (primia.aggregation.keys, base64url) of all who trained."""
+
+    kind: Literal["share_keys"] = "share_keys"
+    roster: dict[Name, Base64Url] = Field(max_length=MAX_NODES)
+
+
+class Upload(_RoundItem):
+    """Weights of the mean are samples / sum(samples). Envelopes and exponents only when secure."""
+
+    kind: Literal["upload"] = "upload"
+    samples: dict[Name, int] = Field(max_length=MAX_NODES)
+    envelopes: dict[Name, Base64Url] = Field(default={}, max_length=MAX_NODES)
+    exponents: dict[Literal["parameters", "buffers"], int] = {}
+
+
+class Confirm(_RoundItem):
+    kind: Literal["confirm"] = "confirm"
+    survivors: tuple[Name, ...] = Field(max_length=MAX_NODES)
+
+
+class Unmask(_RoundItem):
+    kind: Literal["unmask"] = "unmask"
+    survivors: tuple[Name, ...] = Field(max_length=MAX_NODES)
+    confirmations: dict[Name, Base64Url] = Field(max_length=MAX_NODES)
+
+
+class Evaluate(_RoundItem):
+    kind: Literal["evaluate"] = "evaluate"
+    weights_digest: Digest
+    weights_bytes: int = Field(ge=1, le=2**34)
+
+
+class Stop(_Item):
+    kind: Literal["stop"] = "stop"
+    state: Literal["finished", "cancelled", "failed"]
+    reason: str = Field(default="", max_length=2000)
+
+
+WorkItem = Annotated[
+    Review | Train | ShareKeys | Upload | Confirm | Unmask | Evaluate | Stop,
+    Field(discriminator="kind"),
+]
+WORK_ITEM: TypeAdapter[WorkItem] = TypeAdapter(WorkItem)
+
+
+class Decision(Message):
+    """``samples`` and ``classes`` of the data set that the node will train on (if accepted)."""
+
+    accepted: bool
+    reason: str = Field(default="", max_length=2000)
+    samples: int = Field(default=0, ge=0, le=2**31)
+    classes: tuple[Label, ...] = Field(default=(), max_length=1000)
+
+
+class Scores(Message):
+    """Loss and accuracy of one model on one site's images."""
+
+    samples: int = Field(ge=0, le=2**31)
+    loss: float | None = None
+    accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class TrainReport(Message):
+    """After local training. ``received``: the round's incoming global model on the site's validation
+    images. ``exponents``: ceil(log2) of the largest change in each group; the advertisement carries
+    the site's keys for this round (both only when secure)."""
+
+    samples: int = Field(ge=1, le=2**31)
+    loss: float
+    accuracy: float = Field(ge=0, le=1)
+    seconds: float = Field(ge=0)
+    received: Scores | None = None
+    exponents: dict[Literal["parameters", "buffers"], int] = {}
+    advertisement: Base64Url | None = None
+
+
+class Envelopes(Message):
+    """Recipient -> sealed shares of this node's keys (aggregation.envelopes)."""
+
+    envelopes: dict[Name, Base64Url] = Field(max_length=MAX_NODES)
+
+
+class Confirmation(Message):
+    signature: Base64Url
+
+
+class Shares(Message):
+    """``reveal``: aggregation.client's answer to Unmask, base64url."""
+
+    reveal: Annotated[str, Field(max_length=65_536, pattern=r"^[A-Za-z0-9_-]*$")]
+
+
+class Evaluation(Message):
+    """The final model on the site's validation images."""
+
+    scores: Scores
+
+
+class Failure(Message):
+    """Why this site cannot go on: the code and detail of a problem document, nothing more."""
+
+    code: Name
+    detail: str = Field(max_length=2000)
