@@ -1,8 +1,9 @@
 """Federated training: what the model owner and the data nodes say to each other.
 
-A node learns what to do by ``GET /node/work`` (a long poll): the answer is the one work item that the
-owner waits for, the same item again until it has been answered. Every answer is a PUT, idempotent: the
-same body again is accepted, another body for an answered item is a 409 ``unexpected-message``.
+A node learns what to do by ``GET /node/work`` (a long poll): the answer is the one work item that
+the owner waits for, the same item again until it has been answered. Every answer is a PUT,
+idempotent: the same body again is accepted, another body for an answered item is a 409
+``unexpected-message``.
 
     item         the node's answer
     review       PUT /rounds/{run}/decision
@@ -15,8 +16,8 @@ same body again is accepted, another body for an answered item is a 409 ``unexpe
     stop         PUT /rounds/{run}/acknowledgement            (run ended, cancelled or failed)
     any          PUT /rounds/{run}/failure                    (this site cannot go on)
 
-Weights of round r (1-based) are the global model that round r starts from; the final model has index
-rounds + 1.
+Weights of round r (1-based) are the global model that round r starts from; the final model has
+index rounds + 1.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class Upload(_RoundItem):
     kind: Literal["upload"] = "upload"
     samples: dict[Name, int] = Field(max_length=MAX_NODES)
     envelopes: dict[Name, Base64Url] = Field(default={}, max_length=MAX_NODES)
-    exponents: dict[Literal["parameters", "buffers"], int] = {}
+    exponents: dict[Literal["parameters", "buffers"], int] = Field(default={}, max_length=2)
 
 
 class Confirm(_RoundItem):
@@ -222,16 +223,16 @@ class Scores(Message):
 
 
 class TrainReport(Message):
-    """After local training. ``received``: the round's incoming global model on the site's validation
-    images. ``exponents``: ceil(log2) of the largest change in each group; the advertisement carries
-    the site's keys for this round (both only when secure)."""
+    """After local training. ``received``: the round's incoming global model on the site's
+    validation images. ``exponents``: ceil(log2) of the largest change in each group; the
+    advertisement carries the site's keys for this round (both only when secure)."""
 
     samples: int = Field(ge=1, le=2**31)
     loss: float
     accuracy: float = Field(ge=0, le=1)
     seconds: float = Field(ge=0)
     received: Scores | None = None
-    exponents: dict[Literal["parameters", "buffers"], int] = {}
+    exponents: dict[Literal["parameters", "buffers"], int] = Field(default={}, max_length=2)
     advertisement: Base64Url | None = None
 
 
