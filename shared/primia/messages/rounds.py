@@ -17,7 +17,8 @@ idempotent: the same body again is accepted, another body for an answered item i
     any          PUT /rounds/{run}/failure                    (this site cannot go on)
 
 Weights of round r (1-based) are the global model that round r starts from; the final model has
-index rounds + 1.
+the number after the last round. A number is never asked for twice with other keys: a round that
+too few nodes could finish is abandoned and tried again, from the same weights, under the next one.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class RunRequest(Message):
     version: int | None = Field(default=None, ge=1, description="default: the newest")
     nodes: tuple[Name, ...] = Field(min_length=1, max_length=MAX_NODES)
     rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    repeats: int = Field(
+        default=2, ge=0, le=100, description="abandoned rounds that are tried again before it fails"
+    )
     training: TrainingSettings = TrainingSettings()
     aggregation: AggregationSettings = AggregationSettings()
     timeouts: Timeouts = Timeouts()
@@ -109,6 +113,8 @@ class RunRequest(Message):
     def _nodes(self) -> RunRequest:
         if len(set(self.nodes)) != len(self.nodes):
             raise ValueError("a node is named twice")
+        if self.rounds + self.repeats > MAX_ROUNDS:
+            raise ValueError(f"rounds and repeats together are above {MAX_ROUNDS}")
         if self.aggregation.secure and len(self.nodes) < 2:
             raise ValueError("secure aggregation needs at least two nodes")
         threshold = self.aggregation.threshold
@@ -133,7 +139,7 @@ class Proposal(Message):
     owner: Name
     model: ModelCard
     nodes: tuple[NodeCard, ...] = Field(min_length=1, max_length=MAX_NODES)
-    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    rounds: int = Field(ge=1, le=MAX_ROUNDS, description="the highest number that a round may have")
     training: TrainingSettings
     secure: bool
     threshold: int = Field(ge=1, le=MAX_NODES, description="resolved, never null")

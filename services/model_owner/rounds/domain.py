@@ -1,0 +1,230 @@
+"""The rules of a training run: transition tables and what follows from them; no I/O, no clock.
+
+A run is reviewed by its nodes, goes through rounds, is evaluated and ends. A round goes through the
+phases of federated averaging, plain (McMahan et al., 2017) or with secure aggregation (Bonawitz et
+al., CCS 2017, figure 4); each phase takes its members from one stage to the next. Who is silent
+when a phase's time is up, or reports a failure, drops out of this round and is asked again in the
+next one. Numbers are never used twice: a round that too few could finish is abandoned, and the
+next number starts from the same weights, so that no node ever masks twice with the same keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from primia.aggregation.terms import MIN_NODES, check_threshold, default_threshold
+from primia.errors import Conflict, InvalidInput
+
+RunState = Literal["reviewing", "running", "evaluating", "finished", "failed", "cancelled"]
+Phase = Literal[
+    "training",
+    "sharing",
+    "uploading",
+    "absorbing",
+    "confirming",
+    "unmasking",
+    "opening",
+    "done",
+    "abandoned",
+]
+SiteState = Literal["invited", "accepted", "refused", "silent"]
+Kind = Literal["review", "train", "share_keys", "upload", "confirm", "unmask", "evaluate", "stop"]
+
+RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
+    "reviewing": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"evaluating", "failed", "cancelled"}),
+    "evaluating": frozenset({"finished", "failed", "cancelled"}),
+    "finished": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+ENDED: frozenset[RunState] = frozenset(s for s, after in RUN_TRANSITIONS.items() if not after)
+ACTIVE: frozenset[RunState] = frozenset(RUN_TRANSITIONS) - ENDED
+
+SITE_TRANSITIONS: Mapping[SiteState, frozenset[SiteState]] = {
+    "invited": frozenset({"accepted", "refused", "silent"}),
+    "accepted": frozenset(),
+    "refused": frozenset(),
+    "silent": frozenset(),
+}
+
+SECURE_ORDER: tuple[Phase, ...] = (
+    "training",
+    "sharing",
+    "uploading",
+    "absorbing",
+    "confirming",
+    "unmasking",
+    "opening",
+    "done",
+)
+PLAIN_ORDER: tuple[Phase, ...] = ("training", "uploading", "absorbing", "opening", "done")
+CLOSED: frozenset[Phase] = frozenset({"done", "abandoned"})
+
+
+class Stage(IntEnum):
+    """How far a node has come in a round; it only ever rises."""
+
+    ASKED = 0
+    TRAINED = 1
+    SHARED = 2
+    UPLOADED = 3
+    ABSORBED = 4
+    CONFIRMED = 5
+    REVEALED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A phase takes members from one stage to another: nodes by answering an item of this kind
+    within a timeout, the owner's worker (no kind, no timeout) by absorbing what came."""
+
+    before: Stage
+    after: Stage
+    kind: Kind | None
+    timeout: Literal["train", "exchange"] | None
+
+
+_TRAIN = Step(Stage.ASKED, Stage.TRAINED, "train", "train")
+_ABSORB = Step(Stage.UPLOADED, Stage.ABSORBED, None, None)
+SECURE_STEPS: Mapping[Phase, Step] = {
+    "training": _TRAIN,
+    "sharing": Step(Stage.TRAINED, Stage.SHARED, "share_keys", "exchange"),
+    "uploading": Step(Stage.SHARED, Stage.UPLOADED, "upload", "exchange"),
+    "absorbing": _ABSORB,
+    "confirming": Step(Stage.ABSORBED, Stage.CONFIRMED, "confirm", "exchange"),
+    "unmasking": Step(Stage.CONFIRMED, Stage.REVEALED, "unmask", "exchange"),
+}
+PLAIN_STEPS: Mapping[Phase, Step] = {
+    "training": _TRAIN,
+    "uploading": Step(Stage.TRAINED, Stage.UPLOADED, "upload", "exchange"),
+    "absorbing": _ABSORB,
+}
+
+
+def move_run(present: RunState, wanted: RunState) -> RunState:
+    if wanted not in RUN_TRANSITIONS[present]:
+        raise Conflict(f"A run that is {present} cannot become {wanted}.")
+    return wanted
+
+
+def move_site(present: SiteState, wanted: SiteState) -> SiteState:
+    if wanted not in SITE_TRANSITIONS[present]:
+        raise Conflict(f"A node that has {present} cannot become {wanted} any more.")
+    return wanted
+
+
+def step_of(phase: Phase, *, secure: bool) -> Step | None:
+    """What the phase waits for; None where it waits for the owner's task or for nothing."""
+    return (SECURE_STEPS if secure else PLAIN_STEPS).get(phase)
+
+
+def following(phase: Phase, *, secure: bool) -> Phase:
+    order = SECURE_ORDER if secure else PLAIN_ORDER
+    if phase not in order[:-1]:
+        raise Conflict(f"Nothing follows the phase {phase} of a round.")
+    return order[order.index(phase) + 1]
+
+
+def move_phase(present: Phase, wanted: Phase, *, secure: bool) -> Phase:
+    """Forwards by one, or abandoned; nothing leaves a closed round."""
+    open_ = present not in CLOSED
+    if open_ and (wanted == "abandoned" or wanted == following(present, secure=secure)):
+        return wanted
+    raise Conflict(f"A round that is {present} cannot become {wanted}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node in a round. ``dropped`` keeps its stage: what it gave before still counts."""
+
+    node: str
+    stage: Stage
+    dropped: bool = False
+
+
+def at_least(members: Iterable[Member], stage: Stage) -> tuple[str, ...]:
+    return tuple(sorted(member.node for member in members if member.stage >= stage))
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """To the next phase, without those who were silent."""
+
+    silent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    silent: tuple[str, ...]
+    reason: str
+
+
+def settle(
+    step: Step, members: Sequence[Member], needed: int, *, expired: bool
+) -> Wait | Advance | Abandon:
+    """What becomes of a phase: it ends when all have answered or its time is up, and goes on if
+    ``needed`` members have come through; it is given up as soon as they cannot any more."""
+    ready = [member for member in members if member.stage >= step.after]
+    waiting = [
+        member.node
+        for member in members
+        if member.stage == step.before and (step.kind is None or not member.dropped)
+    ]
+    enough = len(ready) + len(waiting) >= needed
+    if waiting and enough and not (expired and step.timeout):
+        return Wait()
+    silent = tuple(sorted(waiting)) if expired and step.timeout else ()
+    if len(ready) >= needed:
+        return Advance(silent)
+    return Abandon(silent, f"only {len(ready)} of the {needed} nodes needed came through")
+
+
+def wanted_kind(
+    run: RunState,
+    site: SiteState,
+    phase: Phase | None,
+    member: Member | None,
+    *,
+    secure: bool,
+    answered: bool,
+) -> Kind | None:
+    """The one item the owner waits for from a node, or None.
+
+    ``answered``: the node has answered the question of the run's state: its evaluation while
+    evaluating, its acknowledgement once the run has ended.
+    """
+    if site in ("refused", "silent") and run not in ENDED:
+        return None
+    if run == "reviewing":
+        return "review" if site == "invited" else None
+    if run == "evaluating":
+        return None if answered else "evaluate"
+    if run in ENDED:
+        return None if answered or site == "refused" else "stop"
+    return _wanted_in_round(phase, member, secure=secure)
+
+
+def _wanted_in_round(phase: Phase | None, member: Member | None, *, secure: bool) -> Kind | None:
+    step = step_of(phase, secure=secure) if phase else None
+    if step is None or member is None or member.dropped or member.stage != step.before:
+        return None
+    return step.kind
+
+
+def resolve_threshold(nodes: int, asked: int | None, minimum: int, *, secure: bool) -> int:
+    """Nodes that must remain in a round. Raises InvalidInput."""
+    if secure:
+        least = max(MIN_NODES, default_threshold(nodes))
+        return check_threshold(least if asked is None else asked, nodes)
+    if minimum > nodes:
+        raise InvalidInput(f"minimum_nodes is {minimum}, but only {nodes} nodes are named.")
+    return minimum

@@ -1,0 +1,96 @@
+"""What the model owner tells its users about training runs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from primia.messages.common import Id, Message, Name
+from primia.messages.rounds import RunRequest, Scores
+
+RunState = Literal["reviewing", "running", "evaluating", "finished", "failed", "cancelled"]
+ENDED: frozenset[RunState] = frozenset({"finished", "failed", "cancelled"})
+
+
+class SiteInRun(Message):
+    """``samples`` as the site stated them in review; ``final``: the final model on its images."""
+
+    node: Name
+    state: Literal["invited", "accepted", "refused", "silent"]
+    reason: str = ""
+    samples: int = 0
+    final: Scores | None = None
+
+
+class SiteInRound(Message):
+    """``received``: the model that the round started from, on the site's validation images.
+
+    ``bytes_up`` counts the bodies of the site's answers, ``bytes_down`` the weights it was sent.
+    """
+
+    node: Name
+    stage: Literal["asked", "trained", "shared", "uploaded", "absorbed", "confirmed", "revealed"]
+    dropped: str | None = Field(default=None, description="why the site is out of this round")
+    samples: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    received: Scores | None = None
+    seconds: float | None = Field(default=None, description="of local training")
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class RoundReport(Message):
+    """Means over sites are weighted by samples; ``result``: the model that the round made."""
+
+    number: int
+    phase: str
+    reason: str = ""
+    started: datetime
+    ended: datetime | None = None
+    training: Scores
+    received: Scores
+    result: Scores | None = None
+    sites: tuple[SiteInRound, ...] = ()
+
+
+class RunSummary(Message):
+    id: Id
+    state: RunState
+    reason: str = ""
+    model: Name
+    version: int = Field(description="the version that the run starts from")
+    final_version: int | None = Field(default=None, description="the version that it made")
+    nodes: tuple[Name, ...]
+    rounds: int
+    rounds_done: int
+    secure: bool
+    threshold: int = Field(description="nodes that must remain for a round to be opened")
+    created: datetime
+    created_by: Name
+    ended: datetime | None = None
+
+
+class RunReport(RunSummary):
+    request: RunRequest
+    sites: tuple[SiteInRun, ...]
+    final: Scores | None = None
+    reports: tuple[RoundReport, ...] = ()
+
+
+class RunPage(Message):
+    """Newest first; ``next`` is the ``before`` of the next page, null on the last."""
+
+    runs: tuple[RunSummary, ...]
+    next: Id | None = None
+
+
+class RunEvent(Message):
+    id: int
+    at: datetime
+    kind: str
+    round: int | None = None
+    node: Name | None = None
+    detail: dict[str, JsonValue] = {}
