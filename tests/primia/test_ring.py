@@ -30,7 +30,7 @@ def convolve_plainly(x, weight, window):
     return result
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     groups=st.sampled_from([1, 2, 3]),
@@ -42,13 +42,14 @@ def convolve_plainly(x, weight, window):
 )
 def test_convolution_is_exact(seed, groups, kernel, stride, padding, batch, narrow):
     rng = stream(seed)
-    x = rng.words((batch, 2 * groups, 6, 5))
-    weight = rng.words((3 * groups, 2, *kernel))
+    channels = 2 if narrow else 80
+    x = rng.words((batch, channels * groups, 6, 5))
+    weight = rng.words((2 * groups, channels, *kernel))
     if narrow:
         weight = (weight.view(np.int32) >> 16).view(np.uint32)
     window = Window(stride, padding, groups)
     linear = LinearMap(weight, window)
-    assert linear.narrow or not narrow
+    assert linear.narrow == narrow
     np.testing.assert_array_equal(linear(x), convolve_plainly(x, weight, window))
 
 
