@@ -1,0 +1,12 @@
+"""Settings of the crypto provider."""
+
+from __future__ import annotations
+
+from primia.chassis.settings import ServiceSettings
+from pydantic import Field
+
+
+class CryptoProviderSettings(ServiceSettings):
+    max_stock_bytes: int = Field(default=20 << 30, ge=0, description="disk for dealt material")
+    deal_expiry_seconds: float = Field(default=3600, gt=0, description="of a deal handed out")
+    max_open_deals: int = Field(default=8, ge=1, le=10_000, description="for each data node")

@@ -1,0 +1,31 @@
+"""Settings of a data node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from primia.chassis.settings import ServiceSettings
+from primia.messages.common import Name
+from pydantic import Field, model_validator
+
+
+class DataNodeSettings(ServiceSettings):
+    """``data_roots``: the directories below which data sets may be registered."""
+
+    owner_name: Name = "model-owner"
+    owner_url: str = "http://127.0.0.1:8000"
+    dealer_name: Name = "crypto-provider"
+    dealer_url: str = "http://127.0.0.1:8100"
+    data_roots: tuple[Path, ...] = ()
+    approval: Literal["manual", "auto"] = "manual"
+    poll_seconds: float = Field(default=25, gt=0, le=60)
+    max_image_bytes: int = Field(default=32 << 20, ge=1024)
+    max_batch: int = Field(default=16, ge=1, le=1024)
+    prefetch: int = Field(default=0, ge=0, le=64, description="deals kept ahead for each model")
+
+    @model_validator(mode="after")
+    def _peers(self) -> Self:
+        self.check_peer_url("PRIMIA_OWNER_URL", self.owner_url)
+        self.check_peer_url("PRIMIA_DEALER_URL", self.dealer_url)
+        return self

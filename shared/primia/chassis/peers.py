@@ -1,0 +1,258 @@
+"""HTTP clients to the other services: signed, bounded, retried where that is safe.
+
+Idempotent calls (GET, PUT, DELETE) are repeated when the other side cannot be reached; POST never
+is. A problem document becomes ``PeerRefused`` (``extra["status"]``, ``extra["problem"]``), a
+connection that fails ``PeerUnavailable``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from primia.chassis.files import out_of_space_is_typed
+from primia.chassis.identity import Identity
+from primia.chassis.telemetry import REQUEST_ID_HEADER, current_request_id
+from primia.errors import MalformedMessage, PeerRefused, PeerUnavailable
+
+BINARY = "application/octet-stream"
+_MAX_JSON = 16 << 20
+_TIMEOUT = httpx.Timeout(30, connect=5)
+_ATTEMPTS = 4
+
+Body = bytes | Iterable[bytes]
+M = TypeVar("M", bound=BaseModel)
+
+
+class SignedRequests(httpx.Auth):
+    """Adds a fresh token for the audience, and the request id, to every request."""
+
+    def __init__(self, identity: Identity, audience: str) -> None:
+        self._identity = identity
+        self._audience = audience
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._identity.token(self._audience)}"
+        request.headers[REQUEST_ID_HEADER] = current_request_id()
+        yield request
+
+
+class PeerClient:
+    """One other service, named by its principal. Safe to share between threads."""
+
+    def __init__(
+        self, identity: Identity, name: str, base_url: str, attempts: int = _ATTEMPTS
+    ) -> None:
+        self.name = name
+        self._attempts = attempts
+        self._http = httpx.Client(
+            base_url=base_url,
+            auth=SignedRequests(identity, name),
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
+            follow_redirects=False,
+        )
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        message: BaseModel | None = None,
+        content: Body | None = None,
+        params: Mapping[str, str | int | float] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """The answer, if it is a success; repeated if idempotent and its body can be sent again."""
+        sent = dict(headers or {})
+        if message is not None:
+            content = message.model_dump_json().encode()
+            sent["Content-Type"] = "application/json"
+        elif content is not None:
+            sent.setdefault("Content-Type", BINARY)
+        repeatable = method != "POST" and (content is None or isinstance(content, bytes))
+
+        def once() -> httpx.Response:
+            return self._once(method, path, content, params, sent, timeout)
+
+        return self._retrying(once) if repeatable else once()
+
+    def _retrying(self, once: Any) -> httpx.Response:
+        attempts = Retrying(
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            retry=retry_if_exception_type(PeerUnavailable),
+            reraise=True,
+        )
+        answer: httpx.Response = attempts(once)
+        return answer
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        content: Body | None,
+        params: Mapping[str, str | int | float] | None,
+        headers: Mapping[str, str],
+        timeout: float | None,
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(
+                method,
+                path,
+                content=content,
+                params=params,
+                headers=headers,
+                timeout=_TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5),
+            )
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        return self._accepted(answer)
+
+    def _away(self, error: Exception) -> PeerUnavailable:
+        return PeerUnavailable(
+            f"{self.name} cannot be reached ({type(error).__name__}).",
+            hint="Is it running, and is its address right?",
+        )
+
+    def _accepted(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        problem = _problem(answer)
+        if answer.status_code in (502, 503, 504):
+            raise PeerUnavailable(
+                f"{self.name} is not available at present: {_told(problem, answer)}",
+                problem=problem,
+                status_of_peer=answer.status_code,
+            )
+        raise PeerRefused(
+            f"{self.name} refused: {_told(problem, answer)}",
+            problem=problem,
+            status_of_peer=answer.status_code,
+        )
+
+    def get(
+        self,
+        path: str,
+        model: type[M],
+        *,
+        params: Mapping[str, str | int | float] | None = None,
+        timeout: float | None = None,
+    ) -> M:
+        return self.parse(self.request("GET", path, params=params, timeout=timeout), model)
+
+    def parse(self, answer: httpx.Response, model: type[M]) -> M:
+        """The body as a message; raises MalformedMessage if it is anything else."""
+        if len(answer.content) > _MAX_JSON:
+            raise MalformedMessage(f"{self.name} answered with too large a body.")
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise MalformedMessage(
+                f"{self.name} answered with something that is no {model.__name__}."
+            ) from error
+
+    def put(self, path: str, message: BaseModel, timeout: float | None = None) -> httpx.Response:
+        return self.request("PUT", path, message=message, timeout=timeout)
+
+    def post(self, path: str, message: BaseModel, timeout: float | None = None) -> httpx.Response:
+        return self.request("POST", path, message=message, timeout=timeout)
+
+    def delete(self, path: str) -> httpx.Response:
+        return self.request("DELETE", path)
+
+    @contextlib.contextmanager
+    def stream(
+        self, path: str, headers: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """A GET whose body is read piece by piece."""
+        limit = _TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5)
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=limit) as answer:
+                if not answer.is_success:
+                    answer.read()
+                yield self._accepted(answer)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
+    def download(self, path: str, target: Path, size: int) -> None:
+        """Fetch exactly ``size`` bytes into ``target``, going on where an earlier try broke off."""
+
+        def once() -> None:
+            at = target.stat().st_size if target.exists() else 0
+            if at < size:
+                self._append(path, target, at, size)
+
+        self._retrying(once)
+        if target.stat().st_size != size:
+            raise MalformedMessage(f"{self.name} sent a file of another size than announced.")
+
+    def _append(self, path: str, target: Path, at: int, size: int) -> None:
+        headers = {"Range": f"bytes={at}-"} if at else {}
+        with self.stream(path, headers) as answer:
+            if at and answer.status_code != 206:
+                at = 0
+            with out_of_space_is_typed(), target.open("ab" if at else "wb") as file:
+                for piece in answer.iter_bytes(1 << 20):
+                    at += len(piece)
+                    if at > size:
+                        raise MalformedMessage(f"{self.name} sends more than the {size} bytes.")
+                    file.write(piece)
+        if at < size:
+            raise PeerUnavailable(f"{self.name} broke off a download.")
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class Peers:
+    """The clients of this process, one for each service it speaks to."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._clients: dict[tuple[str, str], PeerClient] = {}
+        self._lock = threading.Lock()
+
+    def client(self, name: str, base_url: str) -> PeerClient:
+        with self._lock:
+            key = (name, base_url)
+            if key not in self._clients:
+                self._clients[key] = PeerClient(self._identity, name, base_url)
+            return self._clients[key]
+
+    def asynchronous(self, name: str, base_url: str) -> httpx.AsyncClient:
+        """For coroutines that wait long; the caller closes it and handles httpx's errors."""
+        return httpx.AsyncClient(
+            base_url=base_url, auth=SignedRequests(self._identity, name), timeout=_TIMEOUT
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+
+
+def _problem(answer: httpx.Response) -> dict[str, Any]:
+    if "json" not in answer.headers.get("Content-Type", "") or len(answer.content) > _MAX_JSON:
+        return {}
+    try:
+        body = answer.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _told(problem: Mapping[str, Any], answer: httpx.Response) -> str:
+    detail = problem.get("detail")
+    if isinstance(detail, str) and detail:
+        return detail[:500]
+    return f"status {answer.status_code}."
