@@ -1,0 +1,59 @@
+"""The plain weighted mean, for runs without secure aggregation: Σ n_i Δ_i / Σ n_i in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.aggregation.errors import InvalidUpdate
+from primia.aggregation.terms import MAX_SAMPLES, MAX_VALUES
+from primia.aggregation.wire import Payload, chunks
+from primia.errors import InvalidInput
+
+_CHUNK = 1 << 16
+
+
+class WeightedMean:
+    """One running sum of 8 bytes a value; ``total`` and ``samples`` may be stored and given back.
+
+    An ``add`` that raises leaves the sum undefined: store it together with the names of the nodes
+    that it contains, and go back to what is stored.
+    """
+
+    def __init__(
+        self, count: int, total: NDArray[np.float64] | None = None, samples: int = 0
+    ) -> None:
+        if not 1 <= count <= MAX_VALUES:
+            raise InvalidInput(f"A mean of {count} values is not accepted.")
+        self.total = np.zeros(count, dtype="<f8") if total is None else total
+        self.samples = samples
+        if self.total.shape != (count,) or self.total.dtype != np.dtype("<f8"):
+            raise InvalidInput(f"The stored sum is not a float64 vector of {count} values.")
+
+    def add(self, payload: Payload, samples: int) -> None:
+        """Add n_i Δ_i for a float32 payload.
+
+        Raises ``MalformedMessage`` for another length, ``InvalidUpdate`` (naming the index) for NaN
+        or infinity, ``InvalidInput`` for a number of samples that is none.
+        """
+        if not 1 <= samples <= MAX_SAMPLES:
+            raise InvalidInput(f"An update over {samples} samples cannot be weighted.")
+        for part, values in chunks(payload, len(self.total), "<f4"):
+            finite = np.isfinite(values)
+            if not finite.all():
+                index = part.start + int(np.argmin(finite))
+                raise InvalidUpdate(
+                    f"The update is not finite (NaN or infinity) at index {index}.", index=index
+                )
+            self.total[part] += samples * values.astype(np.float64)
+        self.samples += samples
+
+    def result(self) -> NDArray[np.float32]:
+        """The mean; raises ``InvalidInput`` if nothing was added."""
+        if not self.samples:
+            raise InvalidInput("A mean of no updates does not exist.")
+        out = np.empty(len(self.total), dtype=np.float32)
+        for start in range(0, len(out), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            out[part] = self.total[part] / self.samples
+        return out

@@ -1,0 +1,110 @@
+"""The model owner's side of secure aggregation: check what came, compose what goes out, sum, open.
+
+Per step: a check for one node's answer, to be made when it arrives (so that a false one is refused
+and loses nothing), and what is sent to every node once the step is closed.
+
+    0  check_advertisement   roster         -> {node: advertisement} to every node
+    1  check_envelopes       inbox          -> {dealer: envelope} to each holder
+    2  wire.read_header, RunningSum.add     -> survivors to every survivor
+    3  check_confirmation    (as they came) -> survivors and {node: signature} to every survivor
+    4  check_reveal          unmask, mean
+
+The owner keeps: the advertisements, the envelopes (dealer -> holder -> bytes), one running sum, who
+is in it, and the reveals. ``Roster.of`` and ``Outcome.of`` rebuild the public facts from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.aggregation.envelopes import Envelope
+from primia.aggregation.errors import InconsistentRound, InvalidSignature
+from primia.aggregation.keys import Advertisement, Verify
+from primia.aggregation.opening import Envelopes, check_reveal, mean, recover, unmask
+from primia.aggregation.roster import Roster, check_signature
+from primia.aggregation.survivors import Outcome
+from primia.aggregation.terms import MAX_VALUES, Groups, RoundId
+from primia.aggregation.wire import Payload, chunks
+from primia.errors import InvalidInput
+
+__all__ = [
+    "Envelopes",
+    "Outcome",
+    "Roster",
+    "RunningSum",
+    "check_advertisement",
+    "check_confirmation",
+    "check_envelopes",
+    "check_reveal",
+    "inbox",
+    "mean",
+    "recover",
+    "unmask",
+]
+
+
+class RunningSum:
+    """Σ of masked vectors in Z_2^32: one vector of 4 bytes a value, however many nodes.
+
+    ``total`` may be given (a stored sum, a memory map) and is added to in place. An ``add`` that
+    raises leaves the sum undefined: store it together with the names of the nodes that it contains,
+    and go back to what is stored.
+    """
+
+    def __init__(self, count: int, total: NDArray[np.uint32] | None = None) -> None:
+        if not 1 <= count <= MAX_VALUES:
+            raise InvalidInput(f"A sum of {count} values is not accepted.")
+        self.total = np.zeros(count, dtype="<u4") if total is None else total
+        if self.total.shape != (count,) or self.total.dtype != np.dtype("<u4"):
+            raise InvalidInput(f"The stored sum is not a uint32 vector of {count} values.")
+
+    def add(self, payload: Payload) -> None:
+        """Add a payload of exactly 4 bytes a value; raises ``MalformedMessage`` otherwise."""
+        for part, words in chunks(payload, len(self.total), "<u4"):
+            np.add(self.total[part], words, out=self.total[part])
+
+
+def check_advertisement(
+    data: bytes, node: str, round_id: RoundId, threshold: int, groups: Groups, verify: Verify
+) -> Advertisement:
+    """A node's advertisement, if it is that node's, signed, and for this round.
+
+    Raises ``MalformedMessage``, ``InconsistentRound``, ``InvalidSignature``.
+    """
+    found = Advertisement.parse(data)
+    if (found.node, found.round_id, found.threshold, found.groups) != (
+        node,
+        round_id,
+        threshold,
+        groups,
+    ):
+        raise InconsistentRound(
+            f"{node} advertises keys for another node, round, threshold or vector size."
+        )
+    check_signature(found, verify)
+    return found
+
+
+def check_envelopes(roster: Roster, dealer: str, envelopes: Mapping[str, bytes]) -> None:
+    """Raises ``MalformedMessage``, or ``InconsistentRound`` unless there is one for every node."""
+    roster.position(dealer)
+    if set(envelopes) != set(roster.nodes):
+        raise InconsistentRound(f"{dealer} did not send one envelope for each node of the roster.")
+    for data in envelopes.values():
+        Envelope.parse(data)
+
+
+def inbox(envelopes: Envelopes, holder: str) -> dict[str, bytes]:
+    """dealer -> the envelope that it sealed for ``holder``: the members are the dealers."""
+    return {dealer: sealed[holder] for dealer, sealed in envelopes.items()}
+
+
+def check_confirmation(
+    roster: Roster, outcome: Outcome, node: str, signature: bytes, verify: Verify
+) -> None:
+    """Raises ``InvalidSignature`` unless it is a survivor's, over this very outcome."""
+    if not outcome.confirmed_by(roster, {node: signature}, verify):
+        raise InvalidSignature(f"{node} did not confirm this survivor set with its signature.")

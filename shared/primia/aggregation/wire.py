@@ -1,0 +1,159 @@
+"""The update on the wire: a header of 36 bytes, then 4 little-endian bytes a value.
+
+    magic "PGU1" | kind u8 | reserved u8 = 0 | reserved u16 = 0 | run 16 | round u32 | count u64
+
+An API reads the header from the first bytes of a body, compares it with what it waits for, and
+streams the payload to disk or into a sum without holding it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.aggregation.terms import MAX_VALUES, RoundId
+from primia.codec import Reader, Writer
+from primia.errors import MalformedMessage, UnexpectedMessage
+
+HEADER_BYTES = 36
+VALUE_BYTES = 4
+_MAGIC = b"PGU1"
+_CHUNK = 1 << 18
+
+
+class Kind(IntEnum):
+    MASKED = 1
+    PLAIN = 2
+
+
+class Readable(Protocol):
+    """A binary file, positioned behind the header."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+Payload = bytes | bytearray | memoryview | NDArray[Any] | Readable
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a frame carries: ``count`` values of uint32 (masked) or float32 (plain)."""
+
+    kind: Kind
+    round_id: RoundId
+    count: int
+
+    @property
+    def payload_bytes(self) -> int:
+        return VALUE_BYTES * self.count
+
+    @property
+    def frame_bytes(self) -> int:
+        return HEADER_BYTES + self.payload_bytes
+
+    def to_bytes(self) -> bytes:
+        writer = Writer().raw(_MAGIC).u8(self.kind).u8(0).u16(0)
+        return self.round_id.write(writer).u64(self.count).take()
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview) -> Header:
+        """Of exactly HEADER_BYTES; raises ``MalformedMessage``."""
+        reader = Reader(data)
+        reader.expect(_MAGIC, "an update of a training round")
+        kind = reader.u8()
+        if kind not in list(Kind):
+            raise MalformedMessage(f"An update of kind {kind} is not known.")
+        reader.expect(bytes(3), "an update of this version")
+        header = cls(Kind(kind), RoundId.read(reader), reader.u64())
+        reader.finish()
+        if not 1 <= header.count <= MAX_VALUES:
+            raise MalformedMessage(f"An update of {header.count} values is not accepted.")
+        return header
+
+    def check(self, expected: Header) -> None:
+        """Raises ``UnexpectedMessage`` that names the first field that differs."""
+        pairs = (
+            ("kind", self.kind.name.lower(), expected.kind.name.lower()),
+            ("run", self.round_id.run.hex(), expected.round_id.run.hex()),
+            ("round", self.round_id.number, expected.round_id.number),
+            ("number of values", self.count, expected.count),
+        )
+        for name, found, wanted in pairs:
+            if found != wanted:
+                raise UnexpectedMessage(f"The update's {name} is {found}; {wanted} is expected.")
+
+
+def read_header(data: bytes | memoryview, expected: Header) -> Header:
+    """Parse the first HEADER_BYTES of a body and compare them with what is expected."""
+    if len(data) < HEADER_BYTES:
+        raise MalformedMessage(f"An update begins with {HEADER_BYTES} bytes; {len(data)} came.")
+    header = Header.parse(data[:HEADER_BYTES])
+    header.check(expected)
+    return header
+
+
+def frame(header: Header, vector: NDArray[Any]) -> Iterator[bytes]:
+    """The frame in pieces of at most 1 MiB, for a streaming upload."""
+    dtype = "<u4" if header.kind is Kind.MASKED else "<f4"
+    if vector.shape != (header.count,) or vector.dtype != np.dtype(dtype):
+        raise ValueError(f"{vector.dtype} {vector.shape} is not what the header announces")
+    yield header.to_bytes()
+    for start in range(0, header.count, _CHUNK):
+        yield vector[start : start + _CHUNK].tobytes()
+
+
+def parse_frame(data: bytes | memoryview, expected: Header) -> NDArray[Any]:
+    """The vector of a whole frame in memory, without a copy."""
+    header = read_header(data, expected)
+    payload = memoryview(data)[HEADER_BYTES:]
+    _check_size(len(payload), header.payload_bytes)
+    return np.frombuffer(payload, dtype="<u4" if header.kind is Kind.MASKED else "<f4")
+
+
+def chunks(payload: Payload, count: int, dtype: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """A payload of exactly ``count`` values in pieces of 1 MiB: (where, values).
+
+    Files are read into one buffer, which the next piece overwrites. Raises ``MalformedMessage`` for
+    another length; of a buffer before the first piece, of a file only at its end.
+    """
+    if isinstance(payload, (bytes, bytearray, memoryview, np.ndarray)):
+        view = _view(payload)
+        _check_size(len(view), VALUE_BYTES * count)
+        values = np.frombuffer(view, dtype=dtype)
+        for start in range(0, count, _CHUNK):
+            part = slice(start, min(start + _CHUNK, count))
+            yield part, values[part]
+        return
+    buffer = np.empty(min(_CHUNK, count), dtype=dtype)
+    raw = buffer.view(np.uint8).data
+    for start in range(0, count, _CHUNK):
+        part = slice(start, min(start + _CHUNK, count))
+        size = part.stop - part.start
+        _read_fully(payload, raw[: VALUE_BYTES * size])
+        yield part, buffer[:size]
+    if payload.readinto(memoryview(bytearray(1))):
+        raise MalformedMessage("The update has bytes left over behind its last value.")
+
+
+def _view(payload: bytes | bytearray | memoryview | NDArray[Any]) -> memoryview:
+    if isinstance(payload, np.ndarray):
+        payload = np.ascontiguousarray(payload).data
+    return memoryview(payload).cast("B")
+
+
+def _read_fully(file: Readable, view: memoryview) -> None:
+    while view:
+        read = file.readinto(view)
+        if not read:
+            raise MalformedMessage(f"The update ends early: {len(view)} more bytes were expected.")
+        view = view[read:]
+
+
+def _check_size(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise MalformedMessage(f"The update's payload has {found} bytes; {wanted} are expected.")
