@@ -1,0 +1,76 @@
+"""The rules of registered data sets: states, allowed places, which of them fits a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from primia.errors import Conflict, Forbidden, InvalidInput
+from primia.learning.datasets import Inspection, Problem
+
+State = Literal["validating", "ready", "rejected"]
+Kind = Literal["folder", "csv"]
+BadFiles = Literal["strict", "skip"]
+
+# A rejected data set is registered again under its name once the files are mended.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    "validating": frozenset({"ready", "rejected"}),
+    "ready": frozenset(),
+    "rejected": frozenset({"validating"}),
+}
+
+
+def move(present: State, wanted: State) -> State:
+    if wanted not in TRANSITIONS[present]:
+        raise Conflict(f"A data set that is {present} cannot become {wanted}.")
+    return wanted
+
+
+def allowed_place(given: str, roots: Sequence[Path]) -> Path:
+    """The place with links resolved, if it lies in one of the folders that may be registered.
+
+    Raises Forbidden for a place outside (which says nothing about whether it exists), InvalidInput
+    for a relative or missing one.
+    """
+    path = Path(given)
+    if "\x00" in given or not path.is_absolute():
+        raise InvalidInput("The path of a data set is absolute.", hint="Begin it with a slash.")
+    place = path.resolve()
+    if not any(place.is_relative_to(root.resolve()) for root in roots):
+        raise Forbidden(
+            "The path lies outside the folders that may be registered.",
+            hint="Move the images there, or have the operator extend PRIMIA_DATA_ROOTS.",
+        )
+    if not place.exists():
+        raise InvalidInput("There is nothing at that path.", hint="Check its spelling.")
+    return place
+
+
+def verdict(found: Inspection, kind: Kind, bad_files: BadFiles) -> str | None:
+    """Why a data set is rejected, or None: it is ready.
+
+    Bad files may be left out on request; a class without images, or whatever else concerns more
+    than one file, always rejects.
+    """
+    whole = [each for each in found.errors if not each.path or _is_class(each, kind)]
+    if whole:
+        return "; ".join(str(each) for each in whole[:3]) + "."
+    if found.errors and bad_files == "strict":
+        count = len(found.errors)
+        return f"{count} {'file' if count == 1 else 'files'} cannot be used: see its problems."
+    return None if found.manifest else "It holds no usable images."
+
+
+def _is_class(problem: Problem, kind: Kind) -> bool:
+    """A problem of a class folder, not of a file in one."""
+    return kind == "folder" and "/" not in problem.path
+
+
+def mismatch(counts: Mapping[str, int], classes: Iterable[str]) -> str | None:
+    """How a data set's classes differ from a model's, or None."""
+    wanted = set(classes)
+    missing, extra = sorted(wanted - set(counts)), sorted(set(counts) - wanted)
+    parts = [f"it lacks {', '.join(missing)}"] if missing else []
+    parts += [f"the model does not know {', '.join(extra)}"] if extra else []
+    return " and ".join(parts) or None

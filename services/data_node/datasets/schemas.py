@@ -1,0 +1,90 @@
+"""What the node's own house says and hears about data sets. Places on disk are never echoed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from primia.messages.common import Message, Name
+from services.data_node.datasets.domain import BadFiles, Kind, State
+from services.data_node.datasets.store import Dataset, DatasetProblem
+
+_EXAMPLE = {
+    "name": "chest-2024",
+    "path": "/srv/radiographs/chest-2024",
+    "bad_files": "strict",
+}
+
+
+class DatasetRequest(Message):
+    """A folder with one subfolder a class, or a CSV with the columns path, label and, if known,
+    patient. Both lie below a folder that the operator has opened for registration."""
+
+    model_config = {"json_schema_extra": {"examples": [_EXAMPLE]}}
+
+    name: Name
+    path: str | None = Field(default=None, max_length=4096, description="folder of class folders")
+    csv: str | None = Field(default=None, max_length=4096, description="CSV; paths are relative")
+    bad_files: BadFiles = Field(
+        default="strict", description="strict: any bad file rejects the data set; skip: left out"
+    )
+    patient_pattern: str | None = Field(
+        default=None,
+        max_length=200,
+        description="regular expression whose first group in a file's name is the patient",
+        examples=["(P[0-9]+)_"],
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetRequest:
+        if (self.path is None) == (self.csv is None):
+            raise ValueError("give either path or csv")
+        return self
+
+
+class DatasetView(Message):
+    name: Name
+    kind: Kind
+    state: State
+    bad_files: BadFiles
+    reason: str = Field(description="why it was rejected; empty otherwise")
+    classes: dict[str, int] = Field(description="usable images a class")
+    images: int
+    patients: int
+    errors: int = Field(description="files (or whole classes) that cannot be used")
+    created: datetime
+    validated: datetime | None
+
+    @classmethod
+    def of(cls, row: Dataset) -> DatasetView:
+        fields = (name for name in cls.model_fields)
+        return cls.model_validate({name: getattr(row, name) for name in fields})
+
+
+class DatasetList(Message):
+    datasets: list[DatasetView]
+
+
+class ProblemView(Message):
+    """``file`` is relative to the data set's folder; empty: the data set as a whole. A note is
+    something that has been dealt with, as it says."""
+
+    id: int
+    file: str
+    severity: Literal["error", "note"]
+    reason: str
+
+    @classmethod
+    def of(cls, row: DatasetProblem) -> ProblemView:
+        return cls.model_validate(
+            {"id": row.id, "file": row.file, "severity": row.severity, "reason": row.reason}
+        )
+
+
+class ProblemPage(Message):
+    """``next``: give it as ``after`` for the next page; null on the last."""
+
+    problems: list[ProblemView]
+    next: int | None

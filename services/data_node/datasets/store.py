@@ -1,0 +1,202 @@
+"""Tables of registered data sets, and every query on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import cast
+
+from sqlalchemy import ForeignKey, String, Text, delete, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from primia.chassis.db import JsonDocument, UtcDateTime
+from primia.chassis.leases import LeaseMixin
+from primia.errors import Conflict, NotFound
+from primia.learning.datasets import Inspection
+from primia.learning.manifest import DatasetManifest
+from services.data_node.datasets.domain import BadFiles, Kind, State, move, verdict
+from services.data_node.tables import Base
+
+MAX_TEXT = 1000
+
+
+class Dataset(LeaseMixin, Base):
+    """``place`` and what the other two tables hold never leave this node."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    place: Mapped[str] = mapped_column(String(4096))
+    patient_pattern: Mapped[str | None] = mapped_column(String(200))
+    bad_files: Mapped[str] = mapped_column(String(8))
+    state: Mapped[str] = mapped_column(String(12), index=True)
+    reason: Mapped[str] = mapped_column(String(MAX_TEXT), default="")
+    classes: Mapped[dict[str, int]] = mapped_column(JsonDocument, default=dict)
+    images: Mapped[int] = mapped_column(default=0)
+    patients: Mapped[int] = mapped_column(default=0)
+    errors: Mapped[int] = mapped_column(default=0)
+    digest: Mapped[str | None] = mapped_column(String(64))
+    created: Mapped[datetime] = mapped_column(UtcDateTime)
+    validated: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class DatasetManifestRow(Base):
+    __tablename__ = "dataset_manifests"
+
+    dataset: Mapped[str] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True
+    )
+    document: Mapped[str] = mapped_column(Text)
+
+
+class DatasetUse(Base):
+    """Who needs the data set to stay: a run that trains on it."""
+
+    __tablename__ = "dataset_uses"
+
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    user: Mapped[str] = mapped_column(String(80), primary_key=True)
+
+
+class DatasetProblem(Base):
+    __tablename__ = "dataset_problems"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), index=True)
+    file: Mapped[str] = mapped_column(String(MAX_TEXT))
+    severity: Mapped[str] = mapped_column(String(8))
+    reason: Mapped[str] = mapped_column(String(MAX_TEXT))
+
+
+def register(
+    session: Session,
+    *,
+    dataset_id: str,
+    name: str,
+    kind: Kind,
+    place: str,
+    patient_pattern: str | None,
+    bad_files: BadFiles,
+    now: datetime,
+) -> Dataset:
+    """A new row in state validating; a rejected data set of that name is replaced."""
+    present = session.scalar(select(Dataset).where(Dataset.name == name).with_for_update())
+    if present is not None and present.state != "rejected":
+        raise Conflict(
+            f"There is a data set {name} already.", hint="Choose another name, or delete it first."
+        )
+    if present is not None:
+        remove(session, present)
+    row = Dataset(
+        id=dataset_id,
+        name=name,
+        kind=kind,
+        place=place,
+        patient_pattern=patient_pattern,
+        bad_files=bad_files,
+        state="validating",
+        created=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def find(session: Session, name: str) -> Dataset:
+    row = session.scalar(select(Dataset).where(Dataset.name == name))
+    if row is None:
+        raise NotFound(f"There is no data set {name}.", hint="GET /datasets lists them.")
+    return row
+
+
+def find_ready(session: Session, name: str) -> Dataset:
+    row = find(session, name)
+    if row.state != "ready":
+        raise Conflict(f"The data set {name} is {row.state}, not ready.")
+    return row
+
+
+def listing(session: Session, state: State | None = None) -> list[Dataset]:
+    wanted = select(Dataset).order_by(Dataset.name)
+    if state is not None:
+        wanted = wanted.where(Dataset.state == state)
+    return list(session.scalars(wanted))
+
+
+def accept(session: Session, row: Dataset, manifest: DatasetManifest, now: datetime) -> None:
+    """The validation ends well: the manifest is kept, so that training sees these files alone."""
+    row.state = move(_state(row), "ready")
+    row.classes = dict(manifest.counts)
+    row.images, row.patients, row.digest = len(manifest), manifest.patients, manifest.digest
+    row.validated = now
+    session.add(DatasetManifestRow(dataset=row.id, document=manifest.to_json()))
+
+
+def reject(row: Dataset, reason: str, now: datetime) -> None:
+    row.state = move(_state(row), "rejected")
+    row.reason, row.validated = reason[:MAX_TEXT], now
+
+
+def judge(row: Dataset, found: Inspection) -> str | None:
+    """Why it is rejected, or None."""
+    return verdict(found, cast(Kind, row.kind), cast(BadFiles, row.bad_files))
+
+
+def manifest(session: Session, row: Dataset) -> DatasetManifest:
+    found = session.get(DatasetManifestRow, row.id)
+    if found is None:
+        raise NotFound(f"The data set {row.name} has no manifest; it was never validated.")
+    return DatasetManifest.parse(found.document)
+
+
+def keep_problems(
+    session: Session, row: Dataset, problems: Iterable[tuple[str, str, str]], errors: int
+) -> None:
+    """Replace what is known to be wrong: (file, severity, reason) each."""
+    session.execute(delete(DatasetProblem).where(DatasetProblem.dataset == row.id))
+    session.add_all(
+        DatasetProblem(
+            dataset=row.id, file=file[:MAX_TEXT], severity=severity, reason=reason[:MAX_TEXT]
+        )
+        for file, severity, reason in problems
+    )
+    row.errors = errors
+
+
+def problem_page(session: Session, row: Dataset, after: int, limit: int) -> list[DatasetProblem]:
+    """The problems behind the one with id ``after``, in the order they were found."""
+    wanted = (
+        select(DatasetProblem)
+        .where(DatasetProblem.dataset == row.id, DatasetProblem.id > after)
+        .order_by(DatasetProblem.id)
+        .limit(limit)
+    )
+    return list(session.scalars(wanted))
+
+
+def hold(session: Session, row: Dataset, user: str) -> None:
+    """Until ``release`` the data set cannot be removed."""
+    session.add(DatasetUse(dataset=row.id, user=user))
+
+
+def release(session: Session, user: str) -> None:
+    session.execute(delete(DatasetUse).where(DatasetUse.user == user))
+
+
+def remove(session: Session, row: Dataset) -> None:
+    """Raises Conflict while it is held."""
+    user = session.scalar(select(DatasetUse.user).where(DatasetUse.dataset == row.id).limit(1))
+    if user is not None:
+        raise Conflict(
+            f"The data set {row.name} is in use by {user}.", hint="Wait for its end, or end it."
+        )
+    for table in (DatasetProblem, DatasetManifestRow):
+        session.execute(delete(table).where(table.dataset == row.id))
+    session.delete(row)
+    session.flush()
+
+
+def _state(row: Dataset) -> State:
+    return cast(State, row.state)

@@ -1,0 +1,127 @@
+"""The rules of taking part in a training run: pure checks and transition tables.
+
+A run as the node sees it, a round as the node sees it, and what must hold before the node accepts
+a proposal. The owner relays all that the nodes say to one another, so the one thing it must not be
+able to do is to stand in for a node: the identity keys of a proposal are compared with those that
+this site has enrolled itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+from primia.errors import Conflict, UnexpectedMessage
+from primia.messages.rounds import NodeCard, Proposal, WorkItem
+
+RunState = Literal["pending", "active", "refused", "finished", "cancelled", "failed"]
+Policy = Literal["manual", "auto"]
+Phase = Literal["trained", "shared", "masked", "confirmed", "revealed"]
+ItemState = Literal["open", "waiting", "answered", "sent", "dropped"]
+
+ENDED: frozenset[RunState] = frozenset({"refused", "finished", "cancelled", "failed"})
+RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
+    "pending": frozenset({"active", "refused", "cancelled", "failed"}),
+    "active": frozenset({"finished", "cancelled", "failed"}),
+    # The owner confirms with a stop how a run ended in which this node failed or did not take part.
+    "refused": frozenset(),
+    "finished": frozenset(),
+    "cancelled": frozenset(),
+    "failed": frozenset(),
+}
+
+# The phase of the round that an item asks for, and the one it leads to.
+SECURE_STEPS: Mapping[str, tuple[Phase | None, Phase]] = {
+    "train": (None, "trained"),
+    "share_keys": ("trained", "shared"),
+    "upload": ("shared", "masked"),
+    "confirm": ("masked", "confirmed"),
+    "unmask": ("confirmed", "revealed"),
+}
+PLAIN_STEPS: Mapping[str, tuple[Phase | None, Phase]] = {
+    "train": (None, "trained"),
+    "upload": ("trained", "masked"),
+}
+
+
+def move(present: RunState, wanted: RunState) -> RunState:
+    if wanted not in RUN_TRANSITIONS[present]:
+        raise Conflict(f"A run that is {present} cannot become {wanted}.")
+    return wanted
+
+
+def next_phase(kind: str, phase: Phase | None, *, secure: bool) -> Phase:
+    """The phase after an item of this kind; UnexpectedMessage if the round is not at its step."""
+    step = (SECURE_STEPS if secure else PLAIN_STEPS).get(kind)
+    if step is None or step[0] != phase:
+        raise UnexpectedMessage(
+            f"The model owner asked for {kind!r} while this site's round is "
+            f"{phase or 'not begun'}; the request is not answered."
+        )
+    return step[1]
+
+
+def check_round(number: int, current: int, rounds: int) -> None:
+    """Rounds are never taken up again once a later one has begun."""
+    if not current <= number <= rounds:
+        raise UnexpectedMessage(
+            f"The model owner asked for round {number} of {rounds} while this site is in round "
+            f"{current}."
+        )
+
+
+def item_round(item: WorkItem) -> int:
+    """The round of an item; 0 for those that concern the whole run."""
+    return int(getattr(item, "round", 0))
+
+
+def digest(message: Proposal | WorkItem) -> str:
+    """SHA-256 of the message's JSON: what a node approved, or was asked for."""
+    return hashlib.sha256(message.model_dump_json().encode()).hexdigest()
+
+
+def training_seed(seed: int, number: int, node: str) -> int:
+    """The seed of one site's round, below 2^53: the same after a crash, another at every site."""
+    text = f"primia/training/{seed}/{number}/{node}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 11
+
+
+def objections(
+    proposal: Proposal, *, me: NodeCard, owner: str, enrolled: Mapping[str, str]
+) -> list[str]:
+    """Why this site must not take part; empty if it may. ``enrolled``: node name -> its key here."""
+    found = []
+    if proposal.owner != owner:
+        found.append(f"The proposal names {proposal.owner} as the model owner, not {owner}.")
+    found += _strangers(proposal, me, enrolled)
+    found += _unsafe_threshold(proposal)
+    return found
+
+
+def _strangers(proposal: Proposal, me: NodeCard, enrolled: Mapping[str, str]) -> list[str]:
+    found = []
+    names = [node.name for node in proposal.nodes]
+    if len(set(names)) != len(names):
+        found.append("The proposal names a node twice.")
+    if me.name not in names:
+        found.append(f"The proposal does not name this node, {me.name}.")
+    known = {**enrolled, me.name: me.public_key}
+    for node in proposal.nodes:
+        if node.name not in known:
+            found.append(f"{node.name} is not enrolled at this site.")
+        elif known[node.name] != node.public_key:
+            found.append(f"{node.name} comes with another identity key than is enrolled here.")
+    return found
+
+
+def _unsafe_threshold(proposal: Proposal) -> list[str]:
+    """With half the nodes or fewer, two disjoint groups could each be made to open the round."""
+    nodes, threshold = len(proposal.nodes), proposal.threshold
+    if not proposal.secure:
+        return []
+    if threshold > nodes:
+        return [f"The threshold {threshold} is above the number of nodes, {nodes}."]
+    if threshold < 2 or 2 * threshold <= nodes:
+        return [f"The threshold {threshold} is not more than half of {nodes} nodes, or below 2."]
+    return []

@@ -1,0 +1,340 @@
+"""Tables of training at this site, and every query on them.
+
+``work_items`` is inbox and outbox in one: what the owner asked, once a run, round and kind, and the
+answer, stored before it is sent and sent again as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import (
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from primia.chassis.db import JsonDocument, UtcDateTime
+from primia.chassis.leases import LeaseMixin
+from primia.errors import Conflict, NotFound
+from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
+from services.data_node.tables import Base
+from services.data_node.training.domain import (
+    ENDED,
+    ItemState,
+    RunState,
+    digest,
+    item_round,
+    move,
+)
+
+MAX_TEXT = 2000
+_ACTIVE_SLOT = 1
+
+
+class Run(Base):
+    """A run that this site was asked to join. ``slot`` is unique and held by the one active run."""
+
+    __tablename__ = "run_approvals"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))
+    proposal: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(12), index=True)
+    slot: Mapped[int | None] = mapped_column(unique=True)
+    reason: Mapped[str] = mapped_column(String(MAX_TEXT), default="")
+    dataset: Mapped[str | None] = mapped_column(String(32))
+    dataset_name: Mapped[str | None] = mapped_column(String(64))
+    decided_by: Mapped[str | None] = mapped_column(String(64))
+    rounds_done: Mapped[int] = mapped_column(default=0)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(String(MAX_TEXT))
+    created: Mapped[datetime] = mapped_column(UtcDateTime)
+    decided: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    def read_proposal(self) -> Proposal:
+        return Proposal.model_validate_json(self.proposal)
+
+
+class Round(Base):
+    """This site's part in one round; ``phase`` is domain.Phase."""
+
+    __tablename__ = "local_rounds"
+
+    run: Mapped[str] = mapped_column(ForeignKey("run_approvals.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    phase: Mapped[str] = mapped_column(String(12))
+    report: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
+    created: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RoundSecret(Base):
+    """The sealed state of secure aggregation (primia.aggregation.state), until the round is over."""
+
+    __tablename__ = "round_secrets"
+
+    run: Mapped[str] = mapped_column(ForeignKey("run_approvals.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class WorkRow(LeaseMixin, Base):
+    __tablename__ = "work_items"
+    __table_args__ = (UniqueConstraint("run", "round", "kind"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    run: Mapped[str] = mapped_column(String(32), index=True)
+    round: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(12))
+    digest: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(12), index=True)
+    path: Mapped[str | None] = mapped_column(String(200))
+    answer: Mapped[str | None] = mapped_column(Text)
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created: Mapped[datetime] = mapped_column(UtcDateTime)
+    answered: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    sent: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    def read_item(self) -> WorkItem:
+        return WORK_ITEM.validate_json(self.body)
+
+
+class RunEvent(Base):
+    __tablename__ = "run_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run: Mapped[str] = mapped_column(String(32), index=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
+    created: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Agent(LeaseMixin, Base):
+    """One row a model owner: who holds its lease asks that owner for work."""
+
+    __tablename__ = "agents"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+def event(session: Session, run: str, kind: str, data: Mapping[str, Any], now: datetime) -> None:
+    session.add(RunEvent(run=run, kind=kind, data=dict(data), created=now))
+
+
+def events_after(session: Session, run: str, last: int, limit: int = 500) -> list[RunEvent]:
+    wanted = (
+        select(RunEvent)
+        .where(RunEvent.run == run, RunEvent.id > last)
+        .order_by(RunEvent.id)
+        .limit(limit)
+    )
+    return list(session.scalars(wanted))
+
+
+def ensure_agent(session: Session, owner: str) -> None:
+    if session.get(Agent, owner) is None:
+        session.add(Agent(id=owner))
+
+
+# Runs
+
+
+def propose(session: Session, proposal: Proposal, now: datetime) -> Run:
+    """The run's row, made at its first review. Raises Conflict for another proposal of that id."""
+    row = session.get(Run, proposal.run, with_for_update=True)
+    if row is not None:
+        if row.digest != digest(proposal):
+            raise Conflict(f"Run {proposal.run} was proposed with other terms before.")
+        return row
+    row = Run(
+        id=proposal.run,
+        owner=proposal.owner,
+        model=proposal.model.name,
+        proposal=proposal.model_dump_json(),
+        digest=digest(proposal),
+        state="pending",
+        created=now,
+    )
+    session.add(row)
+    session.flush()
+    event(session, row.id, "state", {"state": "pending"}, now)
+    return row
+
+
+def find_run(session: Session, run: str, *, lock: bool = False) -> Run:
+    row = session.get(Run, run, with_for_update=lock or None)
+    if row is None:
+        raise NotFound(f"There is no run {run}.", hint="GET /runs lists those this site knows.")
+    return row
+
+
+def runs(session: Session, state: RunState | None, limit: int) -> list[Run]:
+    """Newest first."""
+    wanted = select(Run).order_by(Run.created.desc(), Run.id).limit(limit)
+    if state is not None:
+        wanted = wanted.where(Run.state == state)
+    return list(session.scalars(wanted))
+
+
+def active_run(session: Session) -> Run | None:
+    return session.scalar(select(Run).where(Run.slot == _ACTIVE_SLOT))
+
+
+def set_state(session: Session, row: Run, state: RunState, reason: str, now: datetime) -> None:
+    """Raises Conflict for a transition that the rules do not know, or if another run is active."""
+    row.state = move(cast(RunState, row.state), state)
+    row.reason = reason[:MAX_TEXT]
+    row.slot = _ACTIVE_SLOT if state == "active" else None
+    if state in ENDED:
+        row.ended = now
+    try:
+        session.flush()
+    except IntegrityError:
+        raise Conflict("This site takes part in another run already.") from None
+    event(session, row.id, "state", {"state": state, "reason": row.reason}, now)
+
+
+def set_error(session: Session, row: Run, code: str, detail: str, now: datetime) -> None:
+    if (row.error_code, row.error_detail) != (code, detail[:MAX_TEXT]):
+        row.error_code, row.error_detail = code, detail[:MAX_TEXT]
+        event(session, row.id, "error", {"code": code, "detail": row.error_detail}, now)
+
+
+def clear_error(row: Run) -> None:
+    row.error_code = row.error_detail = None
+
+
+def set_evaluation(session: Session, row: Run, scores: Scores, now: datetime) -> None:
+    row.evaluation = scores.model_dump(mode="json")
+    event(session, row.id, "evaluation", row.evaluation, now)
+
+
+# Rounds
+
+
+def find_round(session: Session, run: str, number: int) -> Round | None:
+    return session.get(Round, (run, number), with_for_update=True)
+
+
+def current_round(session: Session, run: str) -> int:
+    """The latest round begun here; 0 before the first."""
+    return session.scalar(select(func.max(Round.number)).where(Round.run == run)) or 0
+
+
+def rounds(session: Session, run: str) -> list[Round]:
+    return list(session.scalars(select(Round).where(Round.run == run).order_by(Round.number)))
+
+
+def begin_round(
+    session: Session, run: str, number: int, phase: str, report: TrainReport, now: datetime
+) -> Round:
+    shown = report.model_dump(mode="json", exclude={"advertisement", "exponents"})
+    row = Round(run=run, number=number, phase=phase, report=shown, created=now)
+    session.add(row)
+    event(session, run, "trained", {"round": number, **shown}, now)
+    return row
+
+
+def secret(session: Session, run: str, number: int) -> bytes | None:
+    row = session.get(RoundSecret, (run, number))
+    return row.sealed if row else None
+
+
+def put_secret(session: Session, run: str, number: int, sealed: bytes) -> None:
+    row = session.get(RoundSecret, (run, number))
+    if row is None:
+        session.add(RoundSecret(run=run, number=number, sealed=sealed))
+    else:
+        row.sealed = sealed
+
+
+def wipe_secrets(session: Session, run: str, below: int | None = None) -> None:
+    """Of all rounds of the run, or of those before ``below``."""
+    wanted = delete(RoundSecret).where(RoundSecret.run == run)
+    session.execute(wanted if below is None else wanted.where(RoundSecret.number < below))
+
+
+# Work items
+
+
+def find_item(session: Session, item: WorkItem) -> WorkRow | None:
+    wanted = select(WorkRow).where(
+        WorkRow.run == item.run, WorkRow.round == item_round(item), WorkRow.kind == item.kind
+    )
+    return session.scalar(wanted.with_for_update())
+
+
+def add_item(session: Session, item_id: str, item: WorkItem, now: datetime) -> WorkRow:
+    row = WorkRow(
+        id=item_id,
+        run=item.run,
+        round=item_round(item),
+        kind=item.kind,
+        digest=digest(item),
+        body=item.model_dump_json(),
+        state="open",
+        created=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def review_of(session: Session, run: str) -> WorkRow | None:
+    wanted = select(WorkRow).where(WorkRow.run == run, WorkRow.kind == "review")
+    return session.scalar(wanted.with_for_update())
+
+
+def set_answer(row: WorkRow, path: str, answer: str | None, now: datetime) -> None:
+    """``answer`` is the JSON body; None: the round's update file."""
+    row.path, row.answer, row.state, row.answered = path, answer, "answered", now
+    row.not_before = None
+
+
+def set_item_state(row: WorkRow, state: ItemState) -> None:
+    row.state = state
+
+
+def drop_items(session: Session, run: str, *, before_round: int | None = None) -> None:
+    """Those not sent: of the whole run but its stop, or of its rounds before ``before_round``."""
+    wanted = (
+        update(WorkRow)
+        .where(WorkRow.run == run, WorkRow.state.in_(("open", "waiting", "answered")))
+        .where(WorkRow.kind != "stop")
+        .values(state="dropped")
+        .execution_options(synchronize_session=False)
+    )
+    if before_round is not None:
+        wanted = wanted.where(WorkRow.round < before_round, WorkRow.kind != "review")
+    session.execute(wanted)
+
+
+def due_items(session: Session, now: datetime, limit: int = 100) -> list[str]:
+    """Items that want work and that nobody holds."""
+    wanted = (
+        select(WorkRow.id)
+        .where(
+            WorkRow.state.in_(("open", "answered")),
+            or_(WorkRow.not_before.is_(None), WorkRow.not_before <= now),
+            or_(WorkRow.lease_until.is_(None), WorkRow.lease_until < now),
+        )
+        .order_by(WorkRow.created)
+        .limit(limit)
+    )
+    return list(session.scalars(wanted))
