@@ -1,0 +1,19 @@
+"""Models, data sets and local training.
+
+Without torch, for the web processes too:
+
+- ``spec``: ``ModelSpec``, ``TrainingConfig``, ``architectures()``
+- ``layout``: ``Layout``, ``read_state``, ``write_state``, ``state_digest``, ``check_vector``
+- ``images``: ``decode(bytes, size, channels, name)``, ``load(path, size, channels)``, ``normalise``
+- ``patients``: ``patient_of(path, pattern)``, ``compile_pattern``
+- ``manifest``: ``DatasetManifest``, ``Entry``, ``split``, ``partition``, ``sample``
+- ``datasets``: ``scan_folder``, ``scan_csv``, ``inspect``, ``validate``, ``Problem``, ``safe_path``
+- ``cache``: ``load_pixels(manifest, root, size, channels, folder)``
+- ``storage``: ``replacing(target, what)``, a file written whole or not at all
+
+With torch, for workers:
+
+- ``vision``: the only door to torchvision and torchmetrics
+- ``models``: ``create_model(spec)``, ``load_model(spec, vector)``, ``flatten``, ``unflatten``,
+  ``state_layout(module)``, ``spec_layout(spec)``
+"""

@@ -1,0 +1,151 @@
+"""What a model is and how a site trains it, as checked values; nothing here imports torch.
+
+``ModelSpec`` fixes everything that two parties must agree on to hold the same function: the
+architecture, the class names in the order of the outputs, the input and its normalisation, and the
+seed of the first weights. ``TrainingConfig`` fixes a round of local training. Both are frozen,
+refuse unknown fields, and serve as JSON in a request body as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+
+from primia.errors import InvalidInput
+
+ArchitectureName = Literal["resnet18", "resnet34", "small_cnn"]
+OptimiserName = Literal["sgd", "adam", "adamw"]
+
+MAX_CLASSES = 100
+MAX_LABEL_LENGTH = 64
+# A seed travels as JSON, where integers above 2^53 lose digits in some readers.
+MAX_SEED = 2**53 - 1
+
+
+class Architecture(NamedTuple):
+    """An entry of the catalogue; sizes are pixels a side."""
+
+    name: ArchitectureName
+    description: str
+    smallest_image: int
+    largest_image: int
+
+
+def architectures() -> tuple[Architecture, ...]:
+    """The models that can be created, trained and compiled for encrypted inference."""
+    return (
+        Architecture("resnet18", "ResNet-18 (He et al., 2016), 11.2 million parameters", 32, 512),
+        Architecture("resnet34", "ResNet-34 (He et al., 2016), 21.3 million parameters", 32, 512),
+        Architecture("small_cnn", "Three convolutions, 24 thousand parameters: trials", 16, 256),
+    )
+
+
+def architecture(name: str) -> Architecture:
+    for entry in architectures():
+        if entry.name == name:
+            return entry
+    known = ", ".join(entry.name for entry in architectures())
+    raise InvalidInput(f"There is no architecture {name!r}.", hint=f"Choose one of: {known}.")
+
+
+def check_label(label: str) -> str:
+    """A class name as given, if it can be one: 1 to 64 printable characters, no outer space."""
+    if not label or len(label) > MAX_LABEL_LENGTH:
+        raise ValueError(f"a class name has 1 to {MAX_LABEL_LENGTH} characters")
+    if label != label.strip() or not label.isprintable():
+        raise ValueError("a class name has printable characters and no space at its ends")
+    return label
+
+
+Label = Annotated[StrictStr, AfterValidator(check_label)]
+Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Checked(BaseModel):
+    """Frozen, without unknown fields; ``parse`` turns what pydantic finds into our error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, value: bytes | str | Mapping[str, object]) -> Self:
+        """From JSON text or a mapping. Raises InvalidInput, which names each field at fault."""
+        try:
+            if isinstance(value, bytes | str):
+                return cls.model_validate_json(value)
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise InvalidInput(f"{cls.__name__}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """One line: each field at fault with the reason."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+class ModelSpec(Checked):
+    """The function that is trained and later evaluated under encryption.
+
+    Input: uint8 pixels v, shape (channels, image_size, image_size), seen by the model as
+    (v / 255 - mean) / std. Output: one logit a class, in the order of ``classes``.
+    """
+
+    architecture: ArchitectureName = "resnet18"
+    classes: Annotated[tuple[Label, ...], Field(min_length=2, max_length=MAX_CLASSES)]
+    channels: Literal[1, 3] = 1
+    image_size: StrictInt = 64
+    seed: Seed = 0
+    mean: Annotated[float, Field(ge=0, le=1)] = 0.5
+    std: Annotated[float, Field(ge=0.01, le=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        entry = architecture(self.architecture)
+        if not entry.smallest_image <= self.image_size <= entry.largest_image:
+            raise ValueError(
+                f"image_size: {self.architecture} takes {entry.smallest_image} to "
+                f"{entry.largest_image} pixels, not {self.image_size}"
+            )
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"classes: {', '.join(repeated)} stands there twice")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return (self.channels, self.image_size, self.image_size)
+
+
+class TrainingConfig(Checked):
+    """One round of local training; exactly one of ``epochs`` and ``batches`` counts its length."""
+
+    optimiser: OptimiserName = "sgd"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    batch_size: Annotated[StrictInt, Field(ge=2, le=1024)] = 32
+    epochs: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    batches: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
+    augment: StrictBool = True
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.batches is None):
+            raise ValueError("give either epochs or batches a round")
+        return self

@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from primia.errors import InvalidInput
+from primia.learning.spec import ModelSpec, TrainingConfig, architecture, architectures
+
+CLASSES = ("bacterial", "normal", "viral")
+
+
+def test_a_spec_survives_json() -> None:
+    spec = ModelSpec(classes=CLASSES, channels=3, image_size=96, seed=7)
+    assert ModelSpec.parse(spec.model_dump_json()) == spec
+    assert ModelSpec.parse(json.loads(spec.model_dump_json())) == spec
+    assert spec.input_shape == (3, 96, 96)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"architecture": "vgg99"}, "architecture"),
+        ({"classes": ["one"]}, "classes"),
+        ({"classes": ["one", "one"]}, "one"),
+        ({"classes": ["one", " two"]}, "classes.1"),
+        ({"classes": ["one", ""]}, "classes.1"),
+        ({"classes": ["one", "t\nwo"]}, "classes.1"),
+        ({"classes": ["one", 2]}, "classes.1"),
+        ({"channels": 2}, "channels"),
+        ({"image_size": 16}, "image_size"),
+        ({"image_size": 4096}, "image_size"),
+        ({"image_size": "64"}, "image_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**53}, "seed"),
+        ({"std": 0}, "std"),
+        ({"mean": float("nan")}, "mean"),
+        ({"colour": "grey"}, "colour"),
+    ],
+)
+def test_a_wrong_spec_is_refused_by_name(change: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        ModelSpec.parse({"classes": list(CLASSES), **change})
+
+
+def test_text_that_is_no_json_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        ModelSpec.parse(b"{")
+
+
+def test_a_spec_is_frozen() -> None:
+    spec = ModelSpec(classes=CLASSES)
+    with pytest.raises(ValueError):
+        spec.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "lengths", [{}, {"epochs": 1, "batches": 1}, {"epochs": 0}, {"batches": -1}, {"epochs": True}]
+)
+def test_a_round_has_exactly_one_length(lengths: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput):
+        TrainingConfig.parse(lengths)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0},
+        {"learning_rate": float("inf")},
+        {"momentum": 1},
+        {"batch_size": 1},
+        {"optimiser": "lion"},
+        {"augment": "yes please"},
+    ],
+)
+def test_a_wrong_config_is_refused_by_name(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(change))):
+        TrainingConfig.parse({"epochs": 1, **change})
+
+
+def test_the_catalogue_is_what_specs_accept() -> None:
+    for entry in architectures():
+        size = entry.smallest_image
+        assert ModelSpec(architecture=entry.name, classes=CLASSES, image_size=size).seed == 0
+    with pytest.raises(InvalidInput, match="resnet18"):
+        architecture("vgg99")
+
+
+def test_the_modules_of_the_web_processes_do_not_import_torch() -> None:
+    modules = ["spec", "layout", "images", "patients", "manifest", "datasets", "cache", "storage"]
+    imports = "; ".join(f"import primia.learning.{name}" for name in modules)
+    code = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
