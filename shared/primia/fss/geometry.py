@@ -3,7 +3,8 @@
 A key for a domain of ``domain_bits`` bits has a tree over the upper bits; the lower seven (or all,
 of a smaller domain) are one 128-bit leaf block (early termination). Per comparison a level takes a
 128-bit correction word and one bit, the leaf 128 bits; all of it is common to the two parties.
-Comparisons are stored in blocks of ``BLOCK``, level-major within a block.
+Comparisons are stored in blocks of ``BLOCK``: first the words, level-major, then the leaves, then
+the bits, padded with zeros to 16 bytes so that every word is aligned.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ class KeyShape:
 
     def block_bytes(self, count: int) -> int:
         """Bytes of one block of ``count`` <= BLOCK keys."""
-        return self.levels * (WORD_BYTES * count + packed_bytes(count)) + WORD_BYTES * count
+        return WORD_BYTES * count * (self.levels + 1) + self.bit_bytes(count) + self.padding(count)
+
+    def bit_bytes(self, count: int) -> int:
+        return self.levels * packed_bytes(count)
+
+    def padding(self, count: int) -> int:
+        return -self.bit_bytes(count) % WORD_BYTES
 
     def key_bytes(self, count: int) -> int:
         """Bytes of ``count`` keys in their blocks."""
