@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from primia.errors import InvalidInput, StorageFull
 from primia.learning.cache import DatasetChanged, cache_file, load_pixels
 from primia.learning.datasets import inspect, scan_folder

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from primia.errors import InvalidInput
 from primia.learning import datasets
 from primia.learning.datasets import inspect, safe_path, scan_csv, scan_folder, validate

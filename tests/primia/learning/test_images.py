@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from primia.learning import images
 from primia.learning.images import ImageRejected, decode, load, normalise
 

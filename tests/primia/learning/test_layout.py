@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
+
 from primia.errors import MalformedMessage
 from primia.learning.layout import (
     InvalidState,
@@ -12,7 +14,6 @@ from primia.learning.layout import (
     state_digest,
     write_state,
 )
-from safetensors.numpy import save
 
 LAYOUT = Layout.of(
     [

@@ -4,6 +4,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from primia.errors import InvalidInput
 from primia.learning.manifest import (
     DatasetManifest,

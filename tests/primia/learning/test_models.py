@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from torch import fx
+
 from primia.learning.layout import InvalidState, read_state, write_state
 from primia.learning.models import (
     create_model,
@@ -11,7 +13,6 @@ from primia.learning.models import (
     unflatten,
 )
 from primia.learning.spec import ModelSpec, architectures
-from torch import fx
 
 SMALL = ModelSpec(architecture="small_cnn", classes=("a", "b", "c"), image_size=16, seed=5)
 

@@ -1,4 +1,5 @@
 import pytest
+
 from primia.errors import InvalidInput
 from primia.learning.patients import compile_pattern, patient_of
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from primia.errors import InvalidInput
 from primia.learning.spec import ModelSpec, TrainingConfig, architecture, architectures
 

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+
 from primia.learning import vision
 
 
