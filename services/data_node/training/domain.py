@@ -9,11 +9,19 @@ this site has enrolled itself.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Literal
 
-from primia.errors import Conflict, UnexpectedMessage
-from primia.messages.rounds import NodeCard, Proposal, WorkItem
+from primia.errors import (
+    Conflict,
+    PeerError,
+    PeerUnavailable,
+    PrimiaError,
+    StorageFull,
+    UnexpectedMessage,
+)
+from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem
 
 RunState = Literal["pending", "active", "refused", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
@@ -24,7 +32,6 @@ ENDED: frozenset[RunState] = frozenset({"refused", "finished", "cancelled", "fai
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     "pending": frozenset({"active", "refused", "cancelled", "failed"}),
     "active": frozenset({"finished", "cancelled", "failed"}),
-    # The owner confirms with a stop how a run ended in which this node failed or did not take part.
     "refused": frozenset(),
     "finished": frozenset(),
     "cancelled": frozenset(),
@@ -62,13 +69,32 @@ def next_phase(kind: str, phase: Phase | None, *, secure: bool) -> Phase:
     return step[1]
 
 
-def check_round(number: int, current: int, rounds: int) -> None:
-    """Rounds are never taken up again once a later one has begun."""
-    if not current <= number <= rounds:
+def check_new_round(number: int, current: int, done: int, rounds: int) -> None:
+    """Numbers only rise. A round that too few could finish is repeated under a new number, so a
+    site may go through more rounds than it approved, but never through twice as many."""
+    if number <= current:
         raise UnexpectedMessage(
-            f"The model owner asked for round {number} of {rounds} while this site is in round "
-            f"{current}."
+            f"The model owner asked for round {number} after round {current} had begun."
         )
+    if done >= 2 * rounds:
+        raise UnexpectedMessage(
+            f"This site has gone through {done} rounds of a run of {rounds}; it stops here."
+        )
+
+
+def outward(error: PrimiaError) -> Failure:
+    """What the owner may know of a failure: of our own errors the kind alone, since their details
+    may name files, and so patients."""
+    detail = error.detail if isinstance(error, PeerError) else f"{error.title}."
+    return Failure(code=error.code, detail=detail[:2000])
+
+
+def passes(error: PrimiaError) -> bool:
+    """Whether waiting may help: the owner is away or confused, or the disk is full."""
+    if isinstance(error, PeerUnavailable | StorageFull):
+        return True
+    status = error.extra.get("status_of_peer")
+    return isinstance(status, int) and (status in (401, 403, 408, 429) or status >= 500)
 
 
 def item_round(item: WorkItem) -> int:
@@ -77,8 +103,9 @@ def item_round(item: WorkItem) -> int:
 
 
 def digest(message: Proposal | WorkItem) -> str:
-    """SHA-256 of the message's JSON: what a node approved, or was asked for."""
-    return hashlib.sha256(message.model_dump_json().encode()).hexdigest()
+    """SHA-256 of the message, whatever the order of its JSON: what was approved, or asked for."""
+    text = json.dumps(message.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def training_seed(seed: int, number: int, node: str) -> int:
@@ -90,7 +117,7 @@ def training_seed(seed: int, number: int, node: str) -> int:
 def objections(
     proposal: Proposal, *, me: NodeCard, owner: str, enrolled: Mapping[str, str]
 ) -> list[str]:
-    """Why this site must not take part; empty if it may. ``enrolled``: node name -> its key here."""
+    """Why this site must not take part; empty if it may. ``enrolled``: node -> its key here."""
     found = []
     if proposal.owner != owner:
         found.append(f"The proposal names {proposal.owner} as the model owner, not {owner}.")

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
+from primia.chassis.db import JsonDocument, UtcDateTime
+from primia.chassis.leases import LeaseMixin
+from primia.errors import Conflict, NotFound
+from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
 from sqlalchemy import (
     ForeignKey,
     LargeBinary,
@@ -25,10 +29,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from primia.chassis.db import JsonDocument, UtcDateTime
-from primia.chassis.leases import LeaseMixin
-from primia.errors import Conflict, NotFound
-from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
 from services.data_node.tables import Base
 from services.data_node.training.domain import (
     ENDED,
@@ -84,7 +84,7 @@ class Round(Base):
 
 
 class RoundSecret(Base):
-    """The sealed state of secure aggregation (primia.aggregation.state), until the round is over."""
+    """The state of secure aggregation (primia.aggregation.state), sealed, while the round lasts."""
 
     __tablename__ = "round_secrets"
 

@@ -1,0 +1,105 @@
+"""Deciding on a proposed run: what stands against it, acceptance and refusal.
+
+All within the caller's transaction: the run's state, the hold on the data set and the stored answer
+to the owner change together or not at all.
+"""
+
+from __future__ import annotations
+
+from primia.chassis.context import Context
+from primia.errors import Conflict
+from primia.messages.rounds import Decision, NodeCard, Proposal
+from sqlalchemy.orm import Session
+
+from services.data_node.datasets import store as datasets
+from services.data_node.datasets.domain import mismatch
+from services.data_node.datasets.store import Dataset
+from services.data_node.training import domain, store
+from services.data_node.training.store import Run
+
+BUSY = "This site takes part in another run already."
+
+
+def objections(ctx: Context, session: Session, run: Run) -> list[str]:
+    """Why this site must not take part at present, whatever data set it would train on."""
+    found = domain.objections(
+        run.read_proposal(),
+        me=NodeCard(name=ctx.identity.name, public_key=ctx.identity.public_key),
+        owner=ctx.settings.owner_name,
+        enrolled={node.name: node.public_key for node in ctx.principals.by_role("data_node")},
+    )
+    active = store.active_run(session)
+    if active is not None and active.id != run.id:
+        found.append(BUSY)
+    return found
+
+
+def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str) -> None:
+    """Raises Conflict, naming the reason, for a run that this site must not join."""
+    against = objections(ctx, session, run)
+    if against:
+        raise Conflict("The run cannot be approved. " + " ".join(against))
+    difference = mismatch(dataset.classes, run.read_proposal().model.classes)
+    if difference:
+        raise Conflict(
+            f"The classes of {dataset.name} differ from those of {run.model}: {difference}.",
+            hint="Choose another data set, or refuse the run.",
+        )
+    _decide(ctx, session, run, "active", "", by)
+    run.dataset, run.dataset_name = dataset.id, dataset.name
+    datasets.hold(session, dataset, holder(run.id))
+    decision = Decision(accepted=True, samples=dataset.images, classes=tuple(dataset.classes))
+    _answer(ctx, session, run, decision)
+
+
+def refuse(ctx: Context, session: Session, run: Run, reason: str, by: str) -> None:
+    _decide(ctx, session, run, "refused", reason, by)
+    _answer(ctx, session, run, Decision(accepted=False, reason=reason[: store.MAX_TEXT]))
+
+
+def decide_automatically(ctx: Context, session: Session, run: Run) -> None:
+    """Policy "auto": join with the only ready data set that fits, else refuse with the reason."""
+    against = objections(ctx, session, run)
+    fitting, reason = _only_fitting(session, run.read_proposal())
+    if against or fitting is None:
+        refuse(ctx, session, run, " ".join(against) or reason, "policy")
+    else:
+        approve(ctx, session, run, fitting, "policy")
+
+
+def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None, str]:
+    ready = datasets.listing(session, "ready")
+    classes = proposal.model.classes
+    fitting = [row for row in ready if mismatch(row.classes, classes) is None]
+    if len(fitting) == 1:
+        return fitting[0], ""
+    if fitting:
+        return None, f"{len(fitting)} data sets of this site fit; a user has to choose one."
+    if len(ready) == 1:
+        difference = mismatch(ready[0].classes, classes)
+        return None, f"The classes of this site's data set differ: {difference}."
+    return None, f"None of this site's {len(ready)} data sets has the model's classes."
+
+
+def holder(run: str) -> str:
+    """Under which name a run holds its data set."""
+    return f"run {run}"
+
+
+def _decide(
+    ctx: Context, session: Session, run: Run, state: domain.RunState, reason: str, by: str
+) -> None:
+    if run.state != "pending":
+        raise Conflict(f"The run is {run.state}; it has been decided on.")
+    now = ctx.clock.now()
+    store.set_state(session, run, state, reason, now)
+    run.decided, run.decided_by = now, by
+
+
+def _answer(ctx: Context, session: Session, run: Run, decision: Decision) -> None:
+    item = store.review_of(session, run.id)
+    if item is None or item.state not in ("open", "waiting"):
+        raise Conflict("The model owner does not wait for a decision on this run any more.")
+    path = f"/rounds/{run.id}/decision"
+    store.set_answer(item, path, decision.model_dump_json(), ctx.clock.now())
+    ctx.jobs.enqueue_after(session, "training.work", item.id)

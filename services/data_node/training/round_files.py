@@ -1,0 +1,90 @@
+"""The files of a round at this site: incoming weights, own change, what goes up. Deleted with it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from primia.aggregation.wire import Header, frame
+from primia.chassis.context import Context
+from primia.errors import LocalError, MalformedMessage
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """``change``: float32, the difference that local training made; secret to this site."""
+
+    ctx: Context
+    run: str
+    number: int
+
+    @property
+    def weights(self) -> Path:
+        return self._path("weights.safetensors")
+
+    @property
+    def change(self) -> Path:
+        return self._path("change.f4")
+
+    @property
+    def update(self) -> Path:
+        return self._path("update.bin")
+
+    def _path(self, name: str) -> Path:
+        return self.ctx.files.path("rounds", self.run, str(self.number), name)
+
+    def fetch_weights(self, digest: str, size: int) -> bytes:
+        """The round's global model from the owner, exactly the announced bytes."""
+        target = self.weights
+        missing = size - (target.stat().st_size if target.exists() else 0)
+        self.ctx.files.require(max(0, missing))
+        owner = self.ctx.peers.client(self.ctx.settings.owner_name, self.ctx.settings.owner_url)
+        owner.download(f"/rounds/{self.run}/{self.number}/weights", target, size)
+        data = target.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            target.unlink()
+            raise MalformedMessage(
+                f"The weights of round {self.number} are not those that the model owner announced: "
+                "their digest differs."
+            )
+        return data
+
+    def keep_change(self, change: NDArray[np.float32]) -> None:
+        self.ctx.files.write(self.change, np.ascontiguousarray(change, dtype="<f4").data.cast("B"))
+
+    def read_change(self, size: int) -> NDArray[np.float32]:
+        try:
+            change = np.fromfile(self.change, dtype="<f4")
+        except FileNotFoundError:
+            change = np.empty(0, dtype="<f4")
+        if change.shape != (size,):
+            raise LocalError("The change of this round is no longer on this site's disk.")
+        return change
+
+    def keep_update(self, header: Header, vector: NDArray[np.generic]) -> None:
+        """Exactly the bytes that will be sent, however often."""
+        self.ctx.files.require(header.frame_bytes)
+        with self.ctx.files.replacing(self.update) as file:
+            for piece in frame(header, vector):
+                file.write(piece)
+
+    def forget(self, *paths: Path) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def wipe(ctx: Context, run: str, *, below: int | None = None) -> None:
+    """Delete the files of the run, or of its rounds before ``below``."""
+    folder = ctx.files.root / "rounds" / run
+    if below is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for each in folder.glob("*"):
+        if each.name.isdigit() and int(each.name) < below:
+            shutil.rmtree(each, ignore_errors=True)

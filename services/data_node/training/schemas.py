@@ -1,0 +1,128 @@
+"""What the node's own house says and hears about training runs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from primia.messages.common import Id, Message, Name
+from primia.messages.rounds import ModelCard, Scores, TrainingSettings
+from pydantic import ConfigDict, Field
+
+from services.data_node.training.domain import Phase, RunState
+from services.data_node.training.store import Round, Run
+
+
+class Approval(Message):
+    """The data set to train on; its classes must be the model's."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"dataset": "chest-2024"}]})
+
+    dataset: Name
+
+
+class Refusal(Message):
+    """``reason`` is told to the model owner."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "No consent yet."}]})
+
+    reason: str = Field(min_length=1, max_length=2000)
+
+
+class RoundView(Message):
+    """This site's part in a round: ``received`` is the incoming global model on its validation
+    images, loss and accuracy are those of its own training."""
+
+    number: int
+    phase: Phase
+    samples: int
+    loss: float
+    accuracy: float
+    seconds: float
+    received: Scores | None = None
+
+    @classmethod
+    def of(cls, row: Round) -> RoundView:
+        return cls.model_validate({**row.report, "number": row.number, "phase": row.phase})
+
+
+class SiteError(Message):
+    code: str
+    detail: str
+
+
+class RunSummaryView(Message):
+    id: Id
+    owner: Name
+    model: Name
+    state: RunState
+    reason: str = Field(description="why it was refused or how it ended")
+    dataset: Name | None
+    rounds: int
+    rounds_done: int = Field(description="rounds that this site has gone through")
+    created: datetime
+    ended: datetime | None
+
+    @classmethod
+    def of(cls, row: Run) -> RunSummaryView:
+        return cls.model_validate(_summary(row))
+
+
+class RunView(RunSummaryView):
+    """``objections``: why a pending run cannot be approved as things stand."""
+
+    model_card: ModelCard
+    nodes: tuple[Name, ...]
+    training: TrainingSettings
+    secure: bool
+    threshold: int
+    objections: tuple[str, ...] = ()
+    decided: datetime | None
+    decided_by: str | None
+    error: SiteError | None = Field(description="the latest one at this site, if any")
+    loss: float | None = Field(description="of this site's latest local training")
+    accuracy: float | None
+    evaluation: Scores | None = Field(description="the final model on this site's images")
+    local_rounds: tuple[RoundView, ...]
+
+    @classmethod
+    def whole(cls, row: Run, rounds: list[Round], objections: list[str]) -> RunView:
+        proposal = row.read_proposal()
+        views = tuple(RoundView.of(each) for each in rounds)
+        error = {"code": row.error_code, "detail": row.error_detail} if row.error_code else None
+        return cls.model_validate(
+            {
+                **_summary(row),
+                "model_card": proposal.model,
+                "nodes": tuple(node.name for node in proposal.nodes),
+                "training": proposal.training,
+                "secure": proposal.secure,
+                "threshold": proposal.threshold,
+                "objections": tuple(objections),
+                "decided": row.decided,
+                "decided_by": row.decided_by,
+                "error": error,
+                "loss": views[-1].loss if views else None,
+                "accuracy": views[-1].accuracy if views else None,
+                "evaluation": row.evaluation,
+                "local_rounds": views,
+            }
+        )
+
+
+class RunList(Message):
+    runs: list[RunSummaryView]
+
+
+def _summary(row: Run) -> dict[str, object]:
+    return {
+        "id": row.id,
+        "owner": row.owner,
+        "model": row.model,
+        "state": row.state,
+        "reason": row.reason,
+        "dataset": row.dataset_name,
+        "rounds": row.read_proposal().rounds,
+        "rounds_done": row.rounds_done,
+        "created": row.created,
+        "ended": row.ended,
+    }

@@ -1,0 +1,296 @@
+"""What this site does for each kind of work item: compute, then store state and answer at once.
+
+A handler computes outside of any transaction, from what is stored; then one transaction checks that
+the item is still open, changes the round and stores the answer. A crash before it loses nothing but
+time (everything is computed again to the same result), one after it repeats the stored answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from primia.aggregation.terms import RoundId
+from primia.aggregation.wire import Header, Kind
+from primia.chassis.context import Context
+from primia.chassis.identity import encode_key
+from primia.chassis.leases import Held
+from primia.errors import PrimiaError, UnexpectedMessage
+from primia.messages.common import Message
+from primia.messages.rounds import (
+    Confirm,
+    Decision,
+    Evaluate,
+    Evaluation,
+    Review,
+    ShareKeys,
+    Stop,
+    Train,
+    Unmask,
+    Upload,
+    WorkItem,
+)
+from sqlalchemy.orm import Session
+
+from services.data_node.datasets import store as datasets
+from services.data_node.training import approval, domain, secure, store
+from services.data_node.training.domain import Phase
+from services.data_node.training.round_files import RoundFiles, wipe
+from services.data_node.training.site import Site, site_of
+from services.data_node.training.stopping import Interrupted, RunEnded, Stopping
+from services.data_node.training.store import Round, Run, WorkRow
+
+
+@dataclass(frozen=True)
+class Job:
+    """An item in work, under its lease."""
+
+    ctx: Context
+    item_id: str
+    held: Held
+
+    def run(self, run: str) -> Run:
+        """The run, which must be active here."""
+        with self.ctx.db.reading() as session:
+            row = session.get(Run, run)
+        if row is None or row.state != "active":
+            state = row.state if row else "not known"
+            raise UnexpectedMessage(f"This site does not take part in the run: it is {state} here.")
+        return row
+
+    def answer(
+        self, path: str, message: Message | None, change: Callable[[Session], object] | None = None
+    ) -> None:
+        """Store the answer and what changes with it, if the item is still open and ours."""
+        with self.ctx.db.session() as session:
+            row = session.get(WorkRow, self.item_id, with_for_update=True)
+            if row is None or row.state != "open" or self.held.lost.is_set():
+                raise Interrupted
+            if change is not None:
+                change(session)
+            body = None if message is None else message.model_dump_json()
+            store.set_answer(row, path, body, self.ctx.clock.now())
+
+
+def review(job: Job, item: Review) -> None:
+    """A row to decide on; under the policy "auto" the decision itself."""
+    ctx = job.ctx
+    with ctx.db.session() as session:
+        row = session.get(WorkRow, job.item_id, with_for_update=True)
+        if row is None or row.state != "open":
+            return
+        if item.proposal.run != item.run:
+            raise UnexpectedMessage("The proposal is for another run than the request.")
+        run = store.propose(session, item.proposal, ctx.clock.now())
+        if ctx.settings.approval == "auto":
+            approval.decide_automatically(ctx, session, run)
+        else:
+            store.set_item_state(row, "waiting")
+
+
+def refuse_review(job: Job, item: Review, error: PrimiaError) -> None:
+    """A proposal that cannot even be looked at is refused."""
+    reason = domain.outward(error).detail
+    job.answer(f"/rounds/{item.run}/decision", Decision(accepted=False, reason=reason))
+
+
+def train(job: Job, item: Train) -> None:
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    site = _enter_round(job, run, item.round, proposal.rounds)
+    files = RoundFiles(ctx, run.id, item.round)
+    weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
+    stop = Stopping(ctx, run.id, job.held)
+    result = local.train(ctx, proposal, item.round, weights, site, stop)
+    ctx.files.require(result.change.nbytes)
+    files.keep_change(result.change)
+    report = result.report()
+    sealed = None
+    if proposal.secure:
+        state, advertisement, exponents = secure.begin(
+            proposal, ctx.identity, item.round, result.change, result.groups, result.samples
+        )
+        sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+        update = {"advertisement": encode_key(advertisement), "exponents": exponents}
+        report = report.model_copy(update=update)
+
+    def change(session: Session) -> None:
+        _still_active(session, run.id)
+        now = ctx.clock.now()
+        store.begin_round(session, run.id, item.round, "trained", report, now)
+        if sealed is not None:
+            store.put_secret(session, run.id, item.round, sealed)
+
+    job.answer(f"/rounds/{run.id}/{item.round}/report", report, change)
+    files.forget(files.weights)
+
+
+def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
+    """Leave what earlier rounds have left behind, for good, and find the data set."""
+    with job.ctx.db.session() as session:
+        current = store.current_round(session, run.id)
+        domain.check_new_round(number, current, run.rounds_done, rounds)
+        store.drop_items(session, run.id, before_round=number)
+        store.wipe_secrets(session, run.id, below=number)
+        site = site_of(session, run)
+    wipe(job.ctx, run.id, below=number)
+    return site
+
+
+def exchange(job: Job, item: ShareKeys | Confirm | Unmask) -> None:
+    """A step of secure aggregation whose answer is a message."""
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    before, phase = _round_at(job, item, secure_run=proposal.secure)
+    step = secure.stepper(item, secure.verifier(proposal), ctx.identity.sign)
+    state, message = step(_state(job, item))
+    sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+
+    def change(session: Session) -> None:
+        _advance(session, run.id, item.round, before, phase)
+        store.put_secret(session, run.id, item.round, sealed)
+
+    path = f"/rounds/{run.id}/{item.round}/{_PATHS[item.kind]}"
+    job.answer(path, message, change)
+
+
+_PATHS: Mapping[str, str] = {
+    "share_keys": "envelopes",
+    "confirm": "confirmation",
+    "unmask": "shares",
+}
+
+
+def upload(job: Job, item: Upload) -> None:
+    """The frame is written to disk before it is sent; the change itself is deleted then."""
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    before, phase = _round_at(job, item, secure_run=proposal.secure)
+    files = RoundFiles(ctx, run.id, item.round)
+    sealed = None
+    if proposal.secure:
+        state = _state(job, item)
+        change = files.read_change(state.advertisement.groups.size)
+        state, vector = secure.mask(state, item, change)
+        files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
+        sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+    else:
+        change = files.read_change(files.change.stat().st_size // 4)
+        files.keep_update(_header(item, Kind.PLAIN, len(change)), change)
+
+    def advance(session: Session) -> None:
+        _advance(session, run.id, item.round, before, phase)
+        if sealed is not None:
+            store.put_secret(session, run.id, item.round, sealed)
+
+    job.answer(f"/rounds/{run.id}/{item.round}/update", None, advance)
+    files.forget(files.change)
+
+
+def _header(item: Upload, kind: Kind, count: int) -> Header:
+    return Header(kind, RoundId(bytes.fromhex(item.run), item.round), count)
+
+
+def evaluate(job: Job, item: Evaluate) -> None:
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    with ctx.db.reading() as session:
+        site = site_of(session, run)
+    files = RoundFiles(ctx, run.id, item.round)
+    weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
+    scores = local.evaluate(ctx, proposal, weights, site, Stopping(ctx, run.id, job.held))
+
+    def change(session: Session) -> None:
+        row = _still_active(session, run.id)
+        store.set_evaluation(session, row, scores, ctx.clock.now())
+
+    job.answer(f"/rounds/{run.id}/evaluation", Evaluation(scores=scores), change)
+    files.forget(files.weights)
+
+
+def stop(job: Job, item: Stop) -> None:
+    """The run is over: forget its secrets, free the data set, say so."""
+    ctx = job.ctx
+
+    def change(session: Session) -> None:
+        end_run(ctx, session, item)
+        store.drop_items(session, item.run)
+        store.wipe_secrets(session, item.run)
+        datasets.release(session, approval.holder(item.run))
+
+    job.answer(f"/rounds/{item.run}/acknowledgement", None, change)
+    wipe(ctx, item.run)
+
+
+def end_run(ctx: Context, session: Session, item: Stop) -> None:
+    """Mark the run as ended; what trains for it notices at its next batch."""
+    run = session.get(Run, item.run, with_for_update=True)
+    if run is None or run.state in domain.ENDED:
+        return
+    state: domain.RunState = item.state
+    if run.state == "pending" and state == "finished":
+        state = "failed"
+        reason = "The run finished without this site."
+    else:
+        reason = item.reason
+    store.set_state(session, run, state, reason, ctx.clock.now())
+
+
+def handle(job: Job, item: WorkItem) -> None:
+    """Store the answer to the item, or raise."""
+    match item:
+        case Review():
+            review(job, item)
+        case Train():
+            train(job, item)
+        case ShareKeys() | Confirm() | Unmask():
+            exchange(job, item)
+        case Upload():
+            upload(job, item)
+        case Evaluate():
+            evaluate(job, item)
+        case Stop():
+            stop(job, item)
+
+
+def _round_at(
+    job: Job, item: ShareKeys | Upload | Confirm | Unmask, *, secure_run: bool
+) -> tuple[Phase, Phase]:
+    """The phase that the round is in and the one that the item leads to; raises if it is not at
+    this step or no longer the latest round."""
+    with job.ctx.db.reading() as session:
+        row = session.get(Round, (item.run, item.round))
+        latest = store.current_round(session, item.run)
+    phase = cast("Phase | None", row.phase if row else None)
+    after = domain.next_phase(item.kind, phase, secure=secure_run)
+    if phase is None or item.round != latest:
+        raise UnexpectedMessage(f"Round {item.round} is over at this site.")
+    return phase, after
+
+
+def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> secure.NodeState:
+    with job.ctx.db.reading() as session:
+        sealed = store.secret(session, item.run, item.round)
+    return secure.unseal(sealed, job.ctx.secrets, item.run, item.round)
+
+
+def _advance(session: Session, run: str, number: int, before: Phase, after: Phase) -> None:
+    _still_active(session, run)
+    row = store.find_round(session, run, number)
+    if row is None or row.phase != before:
+        raise Interrupted
+    row.phase = after
+
+
+def _still_active(session: Session, run: str) -> Run:
+    row = store.find_run(session, run, lock=True)
+    if row.state != "active":
+        raise RunEnded("The run has ended at this site.")
+    return row
+
+
