@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from sse_starlette import EventSourceResponse
+
 from primia.chassis.auth import require
 from primia.chassis.context import Ctx
 from primia.chassis.events import Event, sse
 from primia.chassis.identity import Principal
 from primia.chassis.problems import responses
 from primia.messages.common import Id
-from sse_starlette import EventSourceResponse
-
 from services.data_node.datasets import store as datasets
 from services.data_node.training import approval, store
 from services.data_node.training.domain import ENDED, RunState

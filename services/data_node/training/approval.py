@@ -6,11 +6,11 @@ to the owner change together or not at all.
 
 from __future__ import annotations
 
+from sqlalchemy.orm import Session
+
 from primia.chassis.context import Context
 from primia.errors import Conflict
 from primia.messages.rounds import Decision, NodeCard, Proposal
-from sqlalchemy.orm import Session
-
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset

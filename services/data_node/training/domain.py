@@ -108,12 +108,6 @@ def digest(message: Proposal | WorkItem) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def training_seed(seed: int, number: int, node: str) -> int:
-    """The seed of one site's round, below 2^53: the same after a crash, another at every site."""
-    text = f"primia/training/{seed}/{number}/{node}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 11
-
-
 def objections(
     proposal: Proposal, *, me: NodeCard, owner: str, enrolled: Mapping[str, str]
 ) -> list[str]:

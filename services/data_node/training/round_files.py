@@ -1,4 +1,4 @@
-"""The files of a round at this site: incoming weights, own change, what goes up. Deleted with it."""
+"""The files of a round at this site: incoming weights, own change, outgoing update."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from primia.aggregation.wire import Header, frame
 from primia.chassis.context import Context
 from primia.errors import LocalError, MalformedMessage
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class RoundFiles:
     def keep_change(self, change: NDArray[np.float32]) -> None:
         self.ctx.files.write(self.change, np.ascontiguousarray(change, dtype="<f4").data.cast("B"))
 
-    def read_change(self, size: int) -> NDArray[np.float32]:
+    def read_change(self) -> NDArray[np.float32]:
         try:
             change = np.fromfile(self.change, dtype="<f4")
         except FileNotFoundError:
             change = np.empty(0, dtype="<f4")
-        if change.shape != (size,):
+        if not change.size:
             raise LocalError("The change of this round is no longer on this site's disk.")
         return change
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from primia.messages.common import Id, Message, Name
-from primia.messages.rounds import ModelCard, Scores, TrainingSettings
 from pydantic import ConfigDict, Field
 
+from primia.messages.common import Id, Message, Name
+from primia.messages.rounds import ModelCard, Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.store import Round, Run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
 from primia.aggregation import client
 from primia.aggregation.keys import Sign, Verify
 from primia.aggregation.quantise import exponents

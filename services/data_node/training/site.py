@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from primia.errors import NotFound
-from primia.learning.manifest import DatasetManifest
 from sqlalchemy.orm import Session
 
+from primia.errors import NotFound
+from primia.learning.manifest import DatasetManifest
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.store import Dataset
 from services.data_node.training.store import Run

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from sqlalchemy.orm import Session
+
+from primia.aggregation.state import NodeState
 from primia.aggregation.terms import RoundId
 from primia.aggregation.wire import Header, Kind
 from primia.chassis.context import Context
@@ -31,8 +34,6 @@ from primia.messages.rounds import (
     Upload,
     WorkItem,
 )
-from sqlalchemy.orm import Session
-
 from services.data_node.datasets import store as datasets
 from services.data_node.training import approval, domain, secure, store
 from services.data_node.training.domain import Phase
@@ -170,15 +171,13 @@ def upload(job: Job, item: Upload) -> None:
     proposal = run.read_proposal()
     before, phase = _round_at(job, item, secure_run=proposal.secure)
     files = RoundFiles(ctx, run.id, item.round)
+    change = files.read_change()
     sealed = None
     if proposal.secure:
-        state = _state(job, item)
-        change = files.read_change(state.advertisement.groups.size)
-        state, vector = secure.mask(state, item, change)
+        state, vector = secure.mask(_state(job, item), item, change)
         files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
     else:
-        change = files.read_change(files.change.stat().st_size // 4)
         files.keep_update(_header(item, Kind.PLAIN, len(change)), change)
 
     def advance(session: Session) -> None:
@@ -273,7 +272,7 @@ def _round_at(
     return phase, after
 
 
-def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> secure.NodeState:
+def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> NodeState:
     with job.ctx.db.reading() as session:
         sealed = store.secret(session, item.run, item.round)
     return secure.unseal(sealed, job.ctx.secrets, item.run, item.round)
@@ -292,5 +291,3 @@ def _still_active(session: Session, run: str) -> Run:
     if row.state != "active":
         raise RunEnded("The run has ended at this site.")
     return row
-
-

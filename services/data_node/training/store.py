@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
-from primia.chassis.db import JsonDocument, UtcDateTime
-from primia.chassis.leases import LeaseMixin
-from primia.errors import Conflict, NotFound
-from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
 from sqlalchemy import (
     ForeignKey,
     LargeBinary,
@@ -29,6 +25,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from primia.chassis.db import JsonDocument, UtcDateTime
+from primia.chassis.leases import LeaseMixin
+from primia.errors import Conflict, NotFound
+from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
 from services.data_node.tables import Base
 from services.data_node.training.domain import (
     ENDED,

@@ -1,0 +1,152 @@
+"""One round of training at this site, and evaluation. Imports torch: for workers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from primia.aggregation.errors import InvalidUpdate
+from primia.aggregation.terms import Groups
+from primia.chassis.context import Context
+from primia.errors import InvalidInput, MalformedMessage
+from primia.learning.cache import load_pixels
+from primia.learning.layout import Vector, check_vector, read_state
+from primia.learning.manifest import DatasetManifest, split
+from primia.learning.models import flatten, load_model, spec_layout, state_layout
+from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.training import ImageData, local_seed, train_locally
+from primia.learning.training import evaluate as evaluate_on
+from primia.messages.rounds import ModelCard, Proposal, Scores, TrainingSettings, TrainReport
+from services.data_node.training.site import Site
+
+# The same images validate every run of a data set, whatever the run's seed.
+_SPLIT_SEED = 0
+Stop = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """``change``: float32 (groups.size,), trained minus incoming; ``samples``: images trained on."""
+
+    change: NDArray[np.float32]
+    groups: Groups
+    samples: int
+    loss: float
+    accuracy: float
+    seconds: float
+    received: Scores
+
+    def report(self) -> TrainReport:
+        return TrainReport(
+            samples=self.samples,
+            loss=self.loss,
+            accuracy=self.accuracy,
+            seconds=self.seconds,
+            received=self.received,
+        )
+
+
+def train(
+    ctx: Context, proposal: Proposal, number: int, weights: bytes, site: Site, stop: Stop
+) -> LocalResult:
+    """Train from the incoming weights, with a seed of run, round and node: the same again after a
+    crash. Raises what ``stop`` raises, and InvalidUpdate where training has diverged."""
+    torch.set_num_threads(ctx.settings.threads)
+    spec = spec_of(proposal.model, proposal.training)
+    vector = read_state(weights, spec_layout(spec), MalformedMessage)
+    module = load_model(spec, vector)
+    training, validation = _images(ctx, proposal, spec, site, stop)
+    received = _score(module, validation, stop)
+    done = train_locally(
+        module,
+        training,
+        _config(proposal.training),
+        local_seed(proposal.training.seed, number, ctx.identity.name),
+        device="auto",
+        should_stop=_asking(stop),
+    )
+    layout = state_layout(module)
+    change = check_vector(flatten(module) - vector, layout, InvalidUpdate)
+    groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
+    return LocalResult(
+        change, groups, len(training), done.loss, done.accuracy, done.seconds, received
+    )
+
+
+def evaluate(ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop) -> Scores:
+    """The model on the site's validation images."""
+    torch.set_num_threads(ctx.settings.threads)
+    spec = spec_of(proposal.model, proposal.training)
+    vector: Vector = read_state(weights, spec_layout(spec), MalformedMessage)
+    _, validation = _images(ctx, proposal, spec, site, stop)
+    return _score(load_model(spec, vector), validation, stop)
+
+
+def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
+    """What the owner describes, at the size that this run trains with."""
+    try:
+        return ModelSpec.parse(
+            {
+                "architecture": card.architecture,
+                "classes": card.classes,
+                "channels": card.channels,
+                "image_size": settings.image_size,
+                "mean": card.mean,
+                "std": card.deviation,
+            }
+        )
+    except InvalidInput as error:
+        raise MalformedMessage(f"The model owner's model cannot be built: {error}") from None
+
+
+def _config(settings: TrainingSettings) -> TrainingConfig:
+    """One epoch where the run states no length."""
+    epochs = 1 if settings.batches is None and settings.epochs is None else settings.epochs
+    return TrainingConfig(
+        optimiser=settings.optimiser,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        batch_size=settings.batch_size,
+        epochs=epochs,
+        batches=settings.batches,
+    )
+
+
+def _images(
+    ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop
+) -> tuple[ImageData, ImageData | None]:
+    """(training, validation), disjoint by patient; labels in the order of the model's classes."""
+    manifest = DatasetManifest.of(site.manifest.entries, spec.classes)
+    fraction = proposal.training.validation_fraction
+    training, validation = split(manifest, fraction, _SPLIT_SEED)
+    folder = ctx.files.path("pixels", site.dataset, "cache").parent
+
+    def data(part: DatasetManifest) -> ImageData:
+        size, channels = spec.image_size, spec.channels
+        ctx.files.require(len(part) * channels * size * size)
+        pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
+        return ImageData.of(pixels, part.labels(), spec)
+
+    return data(training), data(validation) if len(validation) else None
+
+
+def _score(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Scores:
+    if data is None:
+        return Scores(samples=0)
+    found = evaluate_on(module, data, device="auto", should_stop=_asking(stop))
+    return Scores(samples=found.samples, loss=found.loss, accuracy=found.accuracy)
+
+
+def _asking(stop: Stop) -> Callable[[], bool]:
+    """``stop`` raises its own reason, which says more than a yes."""
+
+    def asked() -> bool:
+        stop()
+        return False
+
+    return asked
