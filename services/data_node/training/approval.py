@@ -47,7 +47,7 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
         )
     _decide(ctx, session, run, "active", "", by)
     run.dataset, run.dataset_name = dataset.id, dataset.name
-    datasets.hold(session, dataset, holder(run.id))
+    datasets.hold(session, dataset, store.holder(run.id))
     decision = Decision(accepted=True, samples=dataset.images, classes=tuple(dataset.classes))
     _answer(ctx, session, run, decision)
 
@@ -79,11 +79,6 @@ def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None,
         difference = mismatch(ready[0].classes, classes)
         return None, f"The classes of this site's data set differ: {difference}."
     return None, f"None of this site's {len(ready)} data sets has the model's classes."
-
-
-def holder(run: str) -> str:
-    """Under which name a run holds its data set."""
-    return f"run {run}"
 
 
 def _decide(

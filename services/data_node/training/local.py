@@ -13,7 +13,7 @@ from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
-from primia.learning.cache import load_pixels
+from primia.learning.cache import cache_file, load_pixels
 from primia.learning.layout import Vector, check_vector, read_state
 from primia.learning.manifest import DatasetManifest, split
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
@@ -30,7 +30,7 @@ Stop = Callable[[], None]
 
 @dataclass(frozen=True)
 class LocalResult:
-    """``change``: float32 (groups.size,), trained minus incoming; ``samples``: images trained on."""
+    """``change``: float32 (groups.size,), trained minus incoming; ``samples``: trained on."""
 
     change: NDArray[np.float32]
     groups: Groups
@@ -128,7 +128,8 @@ def _images(
 
     def data(part: DatasetManifest) -> ImageData:
         size, channels = spec.image_size, spec.channels
-        ctx.files.require(len(part) * channels * size * size)
+        if not cache_file(folder, part, size, channels).exists():
+            ctx.files.require(len(part) * channels * size * size)
         pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
         return ImageData.of(pixels, part.labels(), spec)
 

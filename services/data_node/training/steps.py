@@ -34,7 +34,6 @@ from primia.messages.rounds import (
     Upload,
     WorkItem,
 )
-from services.data_node.datasets import store as datasets
 from services.data_node.training import approval, domain, secure, store
 from services.data_node.training.domain import Phase
 from services.data_node.training.round_files import RoundFiles, wipe
@@ -213,16 +212,11 @@ def evaluate(job: Job, item: Evaluate) -> None:
 
 
 def stop(job: Job, item: Stop) -> None:
-    """The run is over: forget its secrets, free the data set, say so."""
+    """The run is over: forget what was kept for it, and say so."""
     ctx = job.ctx
 
-    def change(session: Session) -> None:
-        end_run(ctx, session, item)
-        store.drop_items(session, item.run)
-        store.wipe_secrets(session, item.run)
-        datasets.release(session, approval.holder(item.run))
-
-    job.answer(f"/rounds/{item.run}/acknowledgement", None, change)
+    path = f"/rounds/{item.run}/acknowledgement"
+    job.answer(path, None, lambda session: end_run(ctx, session, item))
     wipe(ctx, item.run)
 
 
@@ -237,7 +231,7 @@ def end_run(ctx: Context, session: Session, item: Stop) -> None:
         reason = "The run finished without this site."
     else:
         reason = item.reason
-    store.set_state(session, run, state, reason, ctx.clock.now())
+    store.end(session, run, state, reason, ctx.clock.now())
 
 
 def handle(job: Job, item: WorkItem) -> None:

@@ -29,6 +29,7 @@ from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import Conflict, NotFound
 from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
+from services.data_node.datasets import store as datasets
 from services.data_node.tables import Base
 from services.data_node.training.domain import (
     ENDED,
@@ -208,6 +209,19 @@ def set_state(session: Session, row: Run, state: RunState, reason: str, now: dat
     except IntegrityError:
         raise Conflict("This site takes part in another run already.") from None
     event(session, row.id, "state", {"state": state, "reason": row.reason}, now)
+
+
+def end(session: Session, row: Run, state: RunState, reason: str, now: datetime) -> None:
+    """The run is over here: nothing of it is answered any more, and the data set is free."""
+    set_state(session, row, state, reason, now)
+    drop_items(session, row.id)
+    wipe_secrets(session, row.id)
+    datasets.release(session, holder(row.id))
+
+
+def holder(run: str) -> str:
+    """Under which name a run holds its data set."""
+    return f"run {run}"
 
 
 def set_error(session: Session, row: Run, code: str, detail: str, now: datetime) -> None:
