@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from primia.errors import InvalidInput
 from primia.fixed_point import LIMIT, decode, encode
 

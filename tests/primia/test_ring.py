@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from primia.errors import InvalidInput
 from primia.prg import Seed, Stream
 from primia.ring import EXACT, LIMB_BITS, MAX_TERMS, LinearMap, Window, sign_bit, sum_pool

@@ -53,7 +53,8 @@ class NumpyEvaluator:
         _correct(child, key.leaves, control, lane, mask)
         value ^= _leaf_bit(child, x, shape.leaf_bits)
         value &= ONE
-        return value.astype(np.uint8)
+        result: Bits = value.astype(np.uint8)
+        return result
 
 
 def _correct(child: Words, word: Words, control: Lane, lane: Lane, mask: Lane) -> None:

@@ -3,7 +3,7 @@
 Boyle et al. (EUROCRYPT 2021), figure 1, as in ``primia.fss.evaluation``. At each level one child is
 off alpha's path (lose): there the parties' seeds and control bits are made equal, so that nothing
 changes any more below it, and their value bits made to xor to the answer for that subtree. The
-constant enters as the initial difference of the values. Per party: two AES calls a level, one a leaf.
+constant enters as the initial difference of the values. Two AES calls a level and party.
 """
 
 from __future__ import annotations

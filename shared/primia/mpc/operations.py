@@ -99,7 +99,7 @@ class Convolution:
     def scale(self, scale: int) -> int:
         return scale + self.weight_bits
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:  # noqa: ARG002 - the operations' interface
+    def gates(self, shape: Shape) -> tuple[Gate, ...]:
         return ()
 
 
@@ -130,7 +130,7 @@ class Dense:
     def scale(self, scale: int) -> int:
         return scale + self.weight_bits
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:  # noqa: ARG002
+    def gates(self, shape: Shape) -> tuple[Gate, ...]:
         return ()
 
 
@@ -234,7 +234,7 @@ class Add:
             raise ValueError("it adds values of different scales")
         return left + self.left_shift
 
-    def gates(self, left: Shape, right: Shape) -> tuple[Gate, ...]:  # noqa: ARG002
+    def gates(self, left: Shape, right: Shape) -> tuple[Gate, ...]:
         return ()
 
 
@@ -262,7 +262,7 @@ class SumPool:
     def scale(self, scale: int) -> int:
         return scale
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:  # noqa: ARG002
+    def gates(self, shape: Shape) -> tuple[Gate, ...]:
         return ()
 
 
@@ -282,7 +282,7 @@ class Flatten:
     def scale(self, scale: int) -> int:
         return scale
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:  # noqa: ARG002
+    def gates(self, shape: Shape) -> tuple[Gate, ...]:
         return ()
 
 

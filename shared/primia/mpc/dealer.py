@@ -1,0 +1,194 @@
+"""The dealer D: correlated randomness for a plan, made before any image exists.
+
+D walks the plan with what P1's seed tells of P1's shares and writes, layer by layer, what the
+parties' seeds cannot give (``primia.mpc.material`` lists it), so its memory does not grow with the
+plan's depth. D learns shapes only and takes no part online; it never imports a party's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from primia.errors import InvalidInput
+from primia.fss.generation import NumpyGenerator
+from primia.fss.geometry import blocks
+from primia.fss.kernel import Bits, KeyBlock
+from primia.fss.kernel import Generator as KeyGenerator
+from primia.mpc.masks import (
+    GateStreams,
+    below_sign,
+    compared,
+    image_mask,
+    ones,
+    result_mask,
+    weight_mask,
+    window,
+)
+from primia.mpc.material import (
+    ID_BYTES,
+    MAX_BATCH,
+    PARTS,
+    Manifest,
+    header,
+    padding,
+    part_size,
+)
+from primia.mpc.operations import RING_BITS, Gate, Linear, Shape
+from primia.mpc.plan import Plan
+from primia.mpc.walk import Value, walk
+from primia.prg import SEED_BYTES, Seed
+from primia.ring import LinearMap, Ring, sign_bit
+
+
+class Sink(Protocol):
+    """A binary file, or anything that takes bytes in order."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclass(frozen=True)
+class Sinks:
+    p0: Sink
+    p1: Sink
+    common: Sink
+
+
+def deal(
+    plan: Plan,
+    batch: int,
+    mask: Seed,
+    deal_id: bytes,
+    sinks: Sinks,
+    *,
+    root: Seed | None = None,
+    generator: KeyGenerator | None = None,
+) -> Manifest:
+    """Deal for one session of ``batch`` images; half i is sinks.p<i> followed by sinks.common.
+
+    ``mask``: the model version's seed of A, known to P0. ``root``: for reproducible vectors; else
+    fresh. Writes exactly ``part_size`` bytes to each sink, in order.
+    """
+    if not 1 <= batch <= MAX_BATCH:
+        raise InvalidInput(f"A batch has 1 to {MAX_BATCH} images, not {batch}.")
+    if len(deal_id) != ID_BYTES:
+        raise InvalidInput(f"A deal's identifier has {ID_BYTES} bytes.")
+    root = root or Seed.fresh()
+    seeds = root.derive("p0"), root.derive("p1")
+    out = {
+        "p0": _Hashed(sinks.p0, header("p0", plan, batch, deal_id, seeds[0].reveal())),
+        "p1": _Hashed(sinks.p1, header("p1", plan, batch, deal_id, seeds[1].reveal())),
+        "common": _Hashed(sinks.common, header("common", plan, batch, deal_id, bytes(SEED_BYTES))),
+    }
+    dealer = _Dealer(batch, mask, seeds, out["p0"], out["common"], generator or NumpyGenerator())
+    for _ in walk(plan, batch, dealer, image_mask(seeds[1], batch, plan.input_shape)):
+        raise AssertionError("the dealer exchanges no messages")
+    out["p0"].write(bytes(padding(out["p0"].size)))
+    for part in PARTS:
+        assert out[part].size == part_size(plan, batch, part), "the sizes follow from the plan"
+    return Manifest(**{part: sink.digest() for part, sink in out.items()})
+
+
+class _Hashed:
+    """A sink that counts and hashes what passes."""
+
+    def __init__(self, sink: Sink, first: bytes) -> None:
+        self._sink = sink
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.write(first)
+
+    def write(self, data: bytes) -> None:
+        self._sink.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def words(self, values: Ring) -> None:
+        self.write(np.ascontiguousarray(values, dtype="<u4").tobytes())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _Dealer:
+    """The dealer's side of a walk: P1's shares as far as P1's seed tells them."""
+
+    def __init__(
+        self,
+        batch: int,
+        mask: Seed,
+        seeds: tuple[Seed, Seed],
+        p0: _Hashed,
+        common: _Hashed,
+        generator: KeyGenerator,
+    ) -> None:
+        self._batch = batch
+        self._mask = mask
+        self._seeds = seeds
+        self._p0 = p0
+        self._common = common
+        self._generator = generator
+
+    def public(self, values: Ring) -> Ring:
+        return np.zeros_like(values)
+
+    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
+        """C0 = A * B - C1. P1's share of the result depends on E, which D does not know."""
+        assert x is not None, "the plan lets linear layers read dealt values only"
+        weight = weight_mask(self._mask, op.layer, op.weight_shape(x.shape[1:]))
+        product = LinearMap(weight, window(op))(x)
+        product -= result_mask(self._seeds[1], op.layer, self._batch, shape)
+        self._p0.words(product)
+        return None
+
+    def gate(
+        self,
+        number: int,
+        gate: Gate,
+        inputs: Sequence[Value],
+    ) -> Generator[bytes, memoryview, Sequence[Ring]]:
+        count = self._batch * gate.comparisons
+        p0, p1 = (GateStreams(seed, number) for seed in self._seeds)
+        for start, stop in blocks(count):
+            self._block(gate, stop - start, p0, p1)
+        yield from ()
+        fresh = GateStreams(self._seeds[1], number)
+        return [fresh.words("mask", count, payload) for payload in range(gate.payloads)]
+
+    def _block(self, gate: Gate, count: int, p0: GateStreams, p1: GateStreams) -> None:
+        choice, flag = p0.bits("choice", count), p1.bits("flag", count).astype(np.uint32)
+        for payload in range(gate.payloads):
+            r0, r1 = p0.words("r", count, payload), p1.words("r", count, payload)
+            if payload == 0:
+                self._keys(gate, r0 + r1, (p0, p1))
+            if gate.shift:
+                rho0 = ((r0 + r1) >> np.uint32(gate.shift)) - p1.words("rho", count)
+                mu = sign_bit(r0 + r1) << np.uint32(RING_BITS - gate.shift)
+                mu0 = mu - p1.words("mu", count)
+                self._p0.words(rho0)
+                self._p0.words(mu0)
+                self._p0.words(flag * rho0 - p1.words("flag_rho", count))
+                self._p0.words(flag * mu0 - p1.words("flag_mu", count))
+            else:
+                self._p0.words(flag * r0 - p1.words("flag_rho", count, payload))
+            pads = [p1.words(f"pad{j}", count, payload) for j in (0, 1)]
+            self._p0.words(np.where(choice, pads[1], pads[0]))
+
+    def _keys(self, gate: Gate, r: Ring, streams: tuple[GateStreams, GateStreams]) -> None:
+        """Keys of 1 xor msb(r') xor [x < low(r')] with r' = (r >> s) + 1.
+
+        The + 1 makes the rounding of the dropped bits one-sided: the gate's bit is 1 only where
+        y >= 0, on which the truncation's wrap term relies.
+        """
+        count = len(r)
+        bits = (compared(gate, r) + np.uint32(1)) & ones(gate.bits)
+        constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
+        data = np.zeros(gate.key.block_bytes(count), dtype=np.uint8)
+        roots = streams[0].roots(count), streams[1].roots(count)
+        block = KeyBlock.view(gate.key, count, data)
+        self._generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, block)
+        self._common.write(data.tobytes())

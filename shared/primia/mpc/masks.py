@@ -1,0 +1,84 @@
+"""What the parties and the dealer expand from seeds: one independent stream for every item.
+
+P1's seed yields all of P1's masks, so P1 knows its side of every value before the image exists;
+P0's seed yields its halves r0 of the opened masks, its choice bits and its key roots. The weight
+masks A come from a seed of their own, one a model version. Items of a gate, most for every payload:
+
+    r           n-bit half of the mask of an opened value      P0, P1
+    roots       128-bit roots of the comparison keys           P0, P1
+    choice      the bit c of the random oblivious transfer     P0
+    flag        the bit c' that hides P1's comparison bit      P1
+    rho, mu     shares of r >> shift, of the wrap term         P1   (truncating gates)
+    flag_rho, flag_mu   shares of c' rho0, c' mu0              P1
+    pad0, pad1  the two pads k of the oblivious transfer       P1
+    mask        B', P1's share of the gate's result            P1
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.fss.geometry import KeyShape
+from primia.fss.kernel import Words
+from primia.mpc.operations import RING_BITS, Convolution, Gate, Linear, Shape
+from primia.prg import Seed, Stream
+from primia.ring import Ring, Window
+
+
+class GateStreams:
+    """A party's streams of one gate, read block by block in the same order by dealer and party."""
+
+    def __init__(self, seed: Seed, gate: int) -> None:
+        self._seed = seed
+        self._gate = gate
+        self._streams: dict[str, Stream] = {}
+
+    def words(self, item: str, count: int, payload: int = 0) -> Ring:
+        return self._stream(f"{item}.{payload}").words(count)
+
+    def bits(self, item: str, count: int) -> NDArray[np.uint8]:
+        """``count`` is a multiple of 8 in all but the last block, so no bit is skipped."""
+        return self._stream(item).bits(count)
+
+    def roots(self, count: int) -> Words:
+        return self._stream("roots").words(4 * count).view("<u8").reshape(count, 2)
+
+    def _stream(self, item: str) -> Stream:
+        if item not in self._streams:
+            self._streams[item] = Stream(self._seed, f"gate/{self._gate}/{item}")
+        return self._streams[item]
+
+
+def image_mask(client: Seed, batch: int, shape: Shape) -> Ring:
+    """B of the image, (N, C, H, W)."""
+    return Stream(client, "image").words((batch, *shape))
+
+
+def result_mask(client: Seed, layer: str, batch: int, shape: Shape) -> Ring:
+    """C1 of a linear layer, (N, *shape of its result)."""
+    return Stream(client, f"product/{layer}").words((batch, *shape))
+
+
+def weight_mask(version: Seed, layer: str, shape: Shape) -> Ring:
+    """A of a linear layer, in the shape of its weight."""
+    return Stream(version, f"weight/{layer}").words(shape)
+
+
+def window(op: Linear) -> Window | None:
+    return Window(op.stride, op.padding, op.groups) if isinstance(op, Convolution) else None
+
+
+def compared(gate: Gate, values: Ring) -> Ring:
+    """The ``gate.bits`` bits that a comparison looks at."""
+    return (values >> np.uint32(gate.drop_low)) & ones(gate.bits)
+
+
+def below_sign(key: KeyShape, bits: Ring) -> Ring:
+    """The compared bits below their most significant one."""
+    return bits & ones(key.domain_bits)
+
+
+def ones(bits: int) -> np.uint32:
+    """2^bits - 1."""
+    return np.uint32((1 << bits) - 1 if bits < RING_BITS else 0xFFFFFFFF)

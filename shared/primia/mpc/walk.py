@@ -1,0 +1,156 @@
+"""One way through a plan, for every role: P0 online, P1 offline, and the dealer.
+
+All three hold a share of every value (the dealer: what P1's seed tells of P1's share, else None).
+What is linear in the shares happens here, each role on its own; a ``Side`` does what differs. The
+walk is a generator: it yields what a gate sends and receives what a gate gets, if anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.mpc.operations import (
+    Add,
+    Convolution,
+    Dense,
+    Flatten,
+    Gate,
+    Linear,
+    MaxPool,
+    Operation,
+    Relu,
+    Shape,
+    SumPool,
+)
+from primia.mpc.plan import Plan
+from primia.mpc.reduction import Reduction, reduction
+from primia.ring import Ring, Window, sum_pool
+
+Value = Ring | None
+Numbered = Iterator[tuple[int, Gate]]
+
+
+class Side(Protocol):
+    """What a role does by itself; batches come first, gates take and return flat values."""
+
+    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
+        """This side's share of the layer's result, (N, *shape)."""
+
+    def gate(
+        self, number: int, gate: Gate, inputs: Sequence[Value]
+    ) -> Generator[bytes, memoryview, Sequence[Ring]]:
+        """For every payload y, this side's share of ReLU's bit times y (>> shift)."""
+
+    def public(self, values: Ring) -> Ring:
+        """This side's share of a public constant."""
+
+
+def walk(plan: Plan, batch: int, side: Side, image: Ring) -> Generator[bytes, memoryview, Value]:
+    """Evaluate the plan on this side's share of the image; returns its share of the result.
+
+    The result is (N, classes), or (N,) for a label.
+    """
+    shapes = plan.shapes()
+    gates = iter(enumerate(plan.gates()))
+    last_use = {source: i for i, op in enumerate(plan.ops) for source in op.sources}
+    values: dict[int, Value] = {0: image}
+    for i, op in enumerate(plan.ops):
+        inputs = [values[source] for source in op.sources]
+        before = (batch, *shapes[op.sources[0]])
+        values[i + 1] = yield from _apply(op, side, inputs, before, shapes[i + 1], gates)
+        for source in op.sources:
+            if last_use[source] == i:
+                values.pop(source, None)
+    scores = values[len(plan.ops)]
+    if plan.result == "scores":
+        return scores
+    return (yield from _label(side, scores, (batch, *shapes[-1]), gates))
+
+
+def _apply(
+    op: Operation, side: Side, inputs: list[Value], before: Shape, after: Shape, gates: Numbered
+) -> Generator[bytes, memoryview, Value]:
+    (x, *_) = inputs
+    batch = before[0]
+    match op:
+        case Convolution() | Dense():
+            return side.linear(op, x, after)
+        case Relu():
+            (flat,) = yield from side.gate(*next(gates), [_lift(np.ravel, x)])
+            return flat.reshape(before)
+        case MaxPool():
+            return (yield from _max_pool(op, side, x, before, gates))
+        case Add():
+            shifts = np.uint32(op.left_shift), np.uint32(op.right_shift)
+            return _lift(lambda a, b: (a << shifts[0]) + (b << shifts[1]), *inputs)
+        case SumPool():
+            return _lift(lambda a: sum_pool(a, op.kernel, Window(op.stride, op.padding)), x)
+        case Flatten():
+            return _lift(lambda a: a.reshape(batch, *after), x)
+
+
+def _max_pool(
+    op: MaxPool, side: Side, x: Value, shape: Shape, gates: Numbered
+) -> Generator[bytes, memoryview, Value]:
+    for axis in (3, 2):
+        at = axis - 2
+        tree = reduction(shape[axis], op.kernel[at], op.stride[at], op.padding[at])
+        (x,) = yield from _maxima(side, [x], shape, axis, tree, gates)
+        shape = _resized(shape, axis, len(tree.last))
+    return x
+
+
+def _label(
+    side: Side, scores: Value, shape: Shape, gates: Numbered
+) -> Generator[bytes, memoryview, Value]:
+    """The index of the largest score; the first of equals, as argmax."""
+    batch, classes = shape
+    index = np.broadcast_to(np.arange(classes, dtype=np.uint32), shape)
+    tree = reduction(classes, classes, 1, 0)
+    _, label = yield from _maxima(side, [scores, side.public(index)], shape, 1, tree, gates)
+    return _lift(lambda a: a.reshape(batch), label)
+
+
+def _maxima(
+    side: Side, values: list[Value], shape: Shape, axis: int, tree: Reduction, gates: Numbered
+) -> Generator[bytes, memoryview, list[Value]]:
+    """Maxima of the first value's windows along an axis; the other values follow its choice.
+
+    max(a, b) = a + [b > a] (b - a): a tie keeps a, the one that comes first.
+    """
+    bundle = [_take(x, tree.first, axis) for x in values]
+    for level in tree.levels:
+        left = [_take(x, level.left, axis) for x in bundle]
+        right = [_take(x, level.right, axis) for x in bundle]
+        differences = [
+            _lift(lambda b, a: (b - a).ravel(), b, a) for b, a in zip(right, left, strict=True)
+        ]
+        chosen = yield from side.gate(*next(gates), differences)
+        pairs = _resized(shape, axis, len(level.left))
+        best = [
+            _lift(lambda a, b: a + b.reshape(pairs), a, b)  # noqa: B023 - called at once
+            for a, b in zip(left, chosen, strict=True)
+        ]
+        carried = [_take(x, level.carried, axis) for x in bundle]
+        bundle = [
+            _lift(lambda a, b: np.concatenate([a, b], axis), a, b)
+            for a, b in zip(best, carried, strict=True)
+        ]
+    return [_take(x, tree.last, axis) for x in bundle]
+
+
+def _lift(function: Callable[..., Ring], *values: Value) -> Value:
+    """The function of known values; unknown where one of them is."""
+    return None if any(value is None for value in values) else function(*values)
+
+
+def _take(x: Value, index: NDArray[np.int64], axis: int) -> Value:
+    return _lift(lambda a: np.take(a, index, axis), x)
+
+
+def _resized(shape: Shape, axis: int, size: int) -> Shape:
+    return (*shape[:axis], size, *shape[axis + 1 :])
