@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy.orm import Session
+
 from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
@@ -68,7 +70,7 @@ def _failed(job: Job, item: WorkItem, error: PrimiaError) -> None:
 def _fail(job: Job, item: WorkItem, failure: Failure, detail: str) -> None:
     """Answer the item with a failure; ``detail`` is for this institution's eyes."""
 
-    def change(session: store.Session) -> None:
+    def change(session: Session) -> None:
         run = session.get(Run, item.run, with_for_update=True)
         if run is not None:
             store.set_error(session, run, failure.code, detail, job.ctx.clock.now())
