@@ -93,7 +93,7 @@ async def _ask(http: httpx.AsyncClient, owner: str, seconds: float) -> WorkItem 
         raise PeerUnavailable(f"{owner} is not available at present.")
     if not answer.is_success:
         raise PeerRefused(f"{owner} refused with status {answer.status_code}.")
-    if answer.status_code == 204 or body in (b"", b"null"):
+    if answer.status_code == 204 or bytes(body) in (b"", b"null"):
         return None
     try:
         return WORK_ITEM.validate_json(bytes(body))
