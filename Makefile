@@ -1,0 +1,55 @@
+# PriMIA Grid. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?=
+DEMO_OPTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down status test check fmt bench images
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP) ## install everything into .venv
+
+demo: setup ## train a federation and answer encrypted inferences (DATA=folder of images by class)
+	$(BIN)/primia demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
+
+up: setup ## start the grid of one machine and leave it running
+	$(BIN)/primia grid up
+
+down: ## stop the grid
+	@[ ! -x $(BIN)/primia ] || $(BIN)/primia grid down
+
+status: setup ## what runs
+	$(BIN)/primia grid status
+
+test: setup ## all tests, with real servers and processes
+	$(BIN)/python -m pytest
+
+check: setup ## formatting, lint, types, import contracts, manifests (edits nothing)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(if $(wildcard deploy/check),$(BIN)/python deploy/check)
+
+fmt: setup ## format and sort the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: setup ## print the figures of the benchmarks
+	$(BIN)/python -m benchmarks
+
+images: ## build the container image of each service (docker or podman)
+	deploy/build-images
