@@ -1,0 +1,209 @@
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from primia.errors import InvalidInput
+from primia.learning.images import normalise
+from primia.learning.models import create_model, flatten
+from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.training import (
+    ImageData,
+    TrainingDiverged,
+    TrainingStopped,
+    evaluate,
+    local_seed,
+    pick_device,
+    predict,
+    train_locally,
+)
+from primia.prg import Seed, Stream
+
+SPEC = ModelSpec(architecture="small_cnn", classes=("dark", "light"), image_size=16)
+CONFIG = TrainingConfig(epochs=1, batch_size=8, learning_rate=0.05)
+
+
+def _data(count: int, spec: ModelSpec = SPEC) -> ImageData:
+    """Noise, brighter for class 1: easy to tell apart."""
+    stream = Stream(Seed(bytes(16)), "training test")
+    labels = np.arange(count, dtype=np.int64) % 2
+    noise = stream.words((count, *spec.input_shape), bits=7)
+    pixels = (noise + 60 * labels[:, None, None, None]).astype(np.uint8)
+    return ImageData.of(pixels, labels, spec)
+
+
+def test_training_learns_and_says_what_it_did() -> None:
+    module = create_model(SPEC)
+    before = evaluate(module, _data(64))
+    result = train_locally(module, _data(64), CONFIG.model_copy(update={"epochs": 6}), seed=1)
+    after = evaluate(module, _data(64))
+    assert after.accuracy > 0.95
+    assert after.loss < before.loss
+    assert (result.batches, result.samples) == (48, 6 * 64)
+    assert 0 < result.loss < 1
+    assert 0.5 < result.accuracy <= 1
+    assert result.seconds > 0
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_the_same_seed_gives_the_same_weights(optimiser: str) -> None:
+    config = TrainingConfig.parse({"epochs": 1, "optimiser": optimiser, "learning_rate": 1e-3})
+    weights = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(len(weights))
+        module = create_model(SPEC)
+        train_locally(module, _data(40), config, seed)
+        weights.append(flatten(module))
+    assert np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_seeds_differ_by_run_round_and_node() -> None:
+    seeds = {local_seed(*key) for key in [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b")]}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert local_seed(0, 1, "a") == 7328396826672057809
+
+
+def test_threads_do_not_disturb_one_another() -> None:
+    def work(place: int) -> None:
+        module = create_model(SPEC)
+        train_locally(module, _data(40), CONFIG, seed=place)
+        found[place] = flatten(module)
+
+    found: dict[int, np.ndarray] = {}
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = dict(found)
+    for place in range(3):
+        work(place)
+        assert np.array_equal(found[place], together[place])
+
+
+def test_no_global_state_of_torch_is_changed() -> None:
+    before = (
+        torch.get_rng_state(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    module = create_model(SPEC)
+    train_locally(module, _data(16), CONFIG, seed=1)
+    evaluate(module, _data(16))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert before[1:] == (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "lengths", "batches", "samples"),
+    [
+        (17, {"epochs": 2}, 4, 32),  # the image left over is left out
+        (18, {"epochs": 2}, 6, 36),
+        (20, {"batches": 7}, 7, 48),  # 8 8 4, 8 8 4, 8
+        (3, {"epochs": 1}, 1, 3),
+    ],
+)
+def test_lengths_of_a_round(
+    images: int, lengths: dict[str, int], batches: int, samples: int
+) -> None:
+    config = TrainingConfig(batch_size=8, learning_rate=0.01, **lengths)  # type: ignore[arg-type]
+    steps: list[tuple[int, int]] = []
+    result = train_locally(
+        create_model(SPEC),
+        _data(images),
+        config,
+        seed=0,
+        progress=lambda done, total, loss: steps.append((done, total)),
+    )
+    assert (result.batches, result.samples) == (batches, samples)
+    assert steps == [(number, batches) for number in range(1, batches + 1)]
+
+
+def _after(calls: int) -> Callable[[], bool]:
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+def test_training_stops_before_the_next_batch() -> None:
+    with pytest.raises(TrainingStopped, match="before batch 3 of 5"):
+        train_locally(create_model(SPEC), _data(40), CONFIG, 0, should_stop=_after(2))
+    with pytest.raises(TrainingStopped):
+        predict(create_model(SPEC), _data(40), should_stop=lambda: True)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    config = TrainingConfig(batches=60, batch_size=8, learning_rate=10, momentum=0.99)
+    module = create_model(SPEC)
+    with torch.no_grad():
+        module.get_submodule("14").get_parameter("weight").fill_(float("inf"))
+    with pytest.raises(TrainingDiverged, match="batch 1 of 60") as found:
+        train_locally(module, _data(16), config, seed=0)
+    assert "learning rate" in str(found.value)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(InvalidInput, match="at least two images"):
+        train_locally(create_model(SPEC), _data(1), CONFIG, seed=0)
+    with pytest.raises(InvalidInput, match="no images"):
+        evaluate(create_model(SPEC), _data(0))
+
+
+def test_data_that_does_not_fit_the_model() -> None:
+    good = _data(4)
+    with pytest.raises(InvalidInput, match=r"\(1, 16, 16\)"):
+        ImageData.of(np.zeros((4, 3, 16, 16), np.uint8), good.labels, SPEC)
+    with pytest.raises(InvalidInput, match="float32"):
+        ImageData.of(good.pixels.astype(np.float32), good.labels, SPEC)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="4 images have 3 labels"):
+        ImageData.of(good.pixels, good.labels[:3], SPEC)
+    with pytest.raises(InvalidInput, match="class numbers"):
+        ImageData.of(good.pixels, good.labels + 1, SPEC)
+
+
+def test_batches_are_normalised_as_inference_does_it() -> None:
+    data = _data(6)
+    images, labels = data.batch(np.array([4, 1]), torch.device("cpu"))
+    expected = normalise(data.pixels[[4, 1]], SPEC.mean, SPEC.std)
+    assert np.array_equal(images.numpy(), expected)
+    assert labels.tolist() == [0, 1]
+
+
+def test_evaluation_counts_by_class() -> None:
+    module = create_model(SPEC)
+    train_locally(module, _data(64), CONFIG.model_copy(update={"epochs": 4}), seed=1)
+    data = _data(70)  # more than one batch of evaluation
+    found = evaluate(module, data)
+    logits = predict(module, data)
+    right = logits.argmax(axis=1) == data.labels
+    assert found.samples == sum(map(sum, found.confusion)) == 70
+    assert [sum(row) for row in found.confusion] == [35, 35]
+    assert found.accuracy == pytest.approx(right.mean())
+    assert found.sensitivity[1] == pytest.approx(right[data.labels == 1].mean())
+    assert not module.training
+
+
+def test_the_sensitivity_of_an_absent_class_is_nan() -> None:
+    data = _data(8)
+    only = ImageData(data.pixels[::2], data.labels[::2], data.mean, data.std)
+    assert np.isnan(evaluate(create_model(SPEC), only).sensitivity[1])
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert pick_device("auto").type == "cuda"
+    else:
+        assert pick_device("auto").type == "cpu"
+        with pytest.raises(InvalidInput, match="no CUDA device"):
+            pick_device("cuda")
