@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import redis
+from sqlalchemy import make_url
 
 
 def free_port() -> int:
@@ -46,9 +47,9 @@ def fresh_database(server_url: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    head, _, tail = server_url.partition("/postgres")
+    url = make_url(server_url).set(database=name)
     try:
-        yield f"{head}/{name}{tail}"
+        yield url.render_as_string(hide_password=False)
     finally:
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
