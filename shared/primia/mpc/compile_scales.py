@@ -4,6 +4,10 @@ The ring holds |y| < 2^31; expected magnitudes must stay below 2^29 (two bits of
 bounds the fraction bits of every value; bounds flow backwards through operations that keep their
 input's scale, and what a linear layer's input leaves of its bound goes to its weights. Rounding
 the weights dominates the error, so every bit is used.
+
+A ReLU that only a sum over k values reads keeps log2(k) / 2 bits less than others: the gates'
+roundings are independent, so the mean of k values is as exact as one value with all bits, and the
+layer behind it, whose weights carry the 1/k, has those bits for its weights.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from primia.errors import UnsupportedModel
-from primia.mpc.compile_graph import Addition, Graph, Linear, Node, Rectify
+from primia.mpc.compile_graph import Addition, Graph, Linear, Rectify, Sum
 from primia.mpc.compiled import WEIGHT_LIMIT
 from primia.mpc.operations import MAX_SHIFT
 from primia.mpc.plan import MAX_SCALE
@@ -39,7 +43,8 @@ def choose_scales(graph: Graph, magnitudes: tuple[float, ...], activation_bits: 
 
     Raises UnsupportedModel naming the layer that cannot keep its headroom.
     """
-    limits = _limits(graph, magnitudes, activation_bits)
+    targets = _activation_bits(graph, activation_bits)
+    limits = _limits(graph, magnitudes, targets)
     values, weights = [activation_bits], dict[int, int]()
     for index, node in enumerate(graph.nodes):
         given = values[node.source]
@@ -47,7 +52,7 @@ def choose_scales(graph: Graph, magnitudes: tuple[float, ...], activation_bits: 
             weights[index] = _weight_bits(node, limits[index + 1] - given, magnitudes[index + 1])
             values.append(given + weights[index])
         elif isinstance(node, Rectify):
-            values.append(activation_bits)
+            values.append(targets[index])
         elif isinstance(node, Addition):
             values.append(max(values[source] for source in node.sources))
         else:
@@ -55,14 +60,28 @@ def choose_scales(graph: Graph, magnitudes: tuple[float, ...], activation_bits: 
     return Scales(tuple(values), weights)
 
 
-def _limits(graph: Graph, magnitudes: tuple[float, ...], activation_bits: int) -> list[int]:
+def _activation_bits(graph: Graph, activation_bits: int) -> dict[int, int]:
+    """Per ReLU (by index), the fraction bits of its result."""
+    users = graph.users()
+    targets = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, Rectify):
+            readers = [graph.nodes[user] for user in users[index + 1]]
+            sizes = [math.prod(sum_.kernel) for sum_ in readers if isinstance(sum_, Sum)]
+            spare = math.log2(min(sizes)) / 2 if sizes and len(sizes) == len(readers) else 0
+            targets[index] = max(1, activation_bits - math.floor(spare))
+    return targets
+
+
+def _limits(graph: Graph, magnitudes: tuple[float, ...], targets: dict[int, int]) -> list[int]:
     """The most fraction bits that each value may have."""
     limits = [_fitting(magnitude) for magnitude in magnitudes]
     for index in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[index]
         if isinstance(node, Rectify):
-            _check_activation(node, limits[index + 1], magnitudes[index + 1], activation_bits)
-            limits[node.source] = min(limits[node.source], activation_bits + MAX_SHIFT)
+            if limits[index + 1] < targets[index]:
+                raise no_headroom(node.name, magnitudes[index + 1])
+            limits[node.source] = min(limits[node.source], targets[index] + MAX_SHIFT)
         elif not isinstance(node, Linear):
             for source in node.sources:
                 limits[source] = min(limits[source], limits[index + 1])
@@ -73,11 +92,6 @@ def _fitting(magnitude: float) -> int:
     if magnitude <= 0.0:
         return MAX_SCALE
     return min(MAX_SCALE, math.floor(_ROOM - math.log2(magnitude)))
-
-
-def _check_activation(node: Node, limit: int, magnitude: float, activation_bits: int) -> None:
-    if limit < activation_bits:
-        raise no_headroom(node.name, magnitude)
 
 
 def _weight_bits(node: Linear, room: int, magnitude: float) -> int:
