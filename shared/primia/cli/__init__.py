@@ -1,0 +1,1 @@
+"""The ``primia`` command (typer and rich). Every command takes ``--format json``."""

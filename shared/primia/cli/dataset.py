@@ -1,0 +1,76 @@
+"""``primia dataset add | list | show | remove``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from primia.cli import output, profile
+from primia.cli.output import Format, FormatOption
+
+app = typer.Typer(no_args_is_help=True)
+Node = Annotated[str | None, typer.Option("--node", help="the data node, where several are known")]
+
+
+@app.command()
+@output.guarded
+def add(
+    name: str,
+    place: Annotated[Path, typer.Argument(help="a folder of class folders, or a CSV")],
+    node: Node = None,
+    skip_bad: Annotated[bool, typer.Option(help="leave bad files out, not reject all")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Register a data set and check it file by file."""
+    client = profile.load().data_node(node)
+    key = "csv" if place.suffix.lower() == ".csv" else "path"
+    request: dict[str, Any] = {"name": name, key: str(place.absolute())}
+    if skip_bad:
+        request["bad_files"] = "skip"
+    client.add_dataset(request)
+    found = client.wait_dataset(name)
+    problems = client.dataset_problems(name)["problems"]
+    output.show({**found, "problems": problems}, form, lambda: _table(found, problems))
+    if found["state"] == "rejected":
+        raise typer.Exit(1)
+
+
+@app.command("list")
+@output.guarded
+def listing(node: Node = None, form: FormatOption = Format.TABLE) -> None:
+    """The data sets of a node."""
+    found = profile.load().data_node(node).datasets()
+    lines = [(d["name"], d["state"], d["images"], d["patients"]) for d in found["datasets"]]
+    columns = ("data set", "state", "images", "patients")
+    output.show(found, form, lambda: output.rows("Data sets", columns, lines))
+
+
+@app.command()
+@output.guarded
+def show(name: str, node: Node = None, form: FormatOption = Format.TABLE) -> None:
+    """Counts of a data set, and what is wrong with it."""
+    client = profile.load().data_node(node)
+    found, problems = client.dataset(name), client.dataset_problems(name)["problems"]
+    output.show({**found, "problems": problems}, form, lambda: _table(found, problems))
+
+
+@app.command()
+@output.guarded
+def remove(name: str, node: Node = None) -> None:
+    """Forget a data set; its files stay."""
+    profile.load().data_node(node).remove_dataset(name)
+
+
+def _table(found: dict[str, Any], problems: list[dict[str, Any]]) -> Any:
+    lines: list[tuple[object, ...]] = [
+        ("state", found["state"]),
+        ("images", found["images"]),
+        ("patients", found["patients"]),
+        *((f"class {label}", count) for label, count in found["classes"].items()),
+    ]
+    if found["reason"]:
+        lines.append(("reason", found["reason"]))
+    lines += [(p["file"] or "data set", f"{p['severity']}: {p['reason']}") for p in problems]
+    return output.rows(found["name"], ("", ""), lines)

@@ -1,0 +1,51 @@
+"""``primia infer``: an encrypted classification of image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from primia.cli import output, profile
+from primia.cli.dataset import Node
+from primia.cli.output import Format, FormatOption
+from primia.cli.watch import watch_inference
+from primia.errors import InvalidInput, Unavailable
+from primia.messages.inference import InferenceResult, InferenceStatus, Result
+
+
+@output.guarded
+def infer(
+    images: list[Path],
+    model: Annotated[str, typer.Option(help="a model that the owner serves")],
+    version: int | None = None,
+    result: Annotated[str, typer.Option(help="label or scores")] = "label",
+    node: Node = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Classify images: the owner does not see them, this node does not see the model."""
+    if result not in ("label", "scores"):
+        raise InvalidInput(f"There is no result {result}.", hint="It is label or scores.")
+    client = profile.load().data_node(node)
+    job = client.infer(images, model, version, cast(Result, result))
+    status = watch_inference(client, job.id, quiet=form is Format.JSON)
+    if status.state != "done":
+        raise Unavailable(f"The inference was not done: {status.reason or status.state}")
+    found = client.result(job.id)
+    output.show(found, form, lambda: _table(found, status))
+
+
+def _table(found: InferenceResult, status: InferenceStatus) -> object:
+    classes = list((found.predictions[0].scores or {}).keys())
+    lines = [
+        (p.image, p.label, *(output.number((p.scores or {})[name]) for name in classes))
+        for p in found.predictions
+    ]
+    cost = status.cost
+    moved = cost.material_bytes + cost.offline_bytes + cost.online_bytes
+    title = (
+        f"{found.model} v{found.version}: online {cost.online_seconds:.2f} s, before it "
+        f"{cost.material_seconds + cost.offline_seconds:.2f} s, {output.size(moved)}"
+    )
+    return output.rows(title, ("image", "label", *classes), lines)

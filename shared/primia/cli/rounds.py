@@ -1,0 +1,160 @@
+"""``primia rounds start | watch | show | list | cancel | approve | refuse``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Group
+
+from primia.cli import output, profile
+from primia.cli.dataset import Node
+from primia.cli.output import Format, FormatOption
+from primia.cli.watch import watch_run
+from primia.messages.rounds import AggregationSettings, RunRequest, TrainingSettings
+from primia.messages.runs import RunReport
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+@output.guarded
+def start(
+    model: str,
+    nodes: Annotated[str, typer.Option(help="comma-separated names")],
+    rounds: int = 3,
+    version: int | None = None,
+    epochs: int = 1,
+    batch_size: int = 32,
+    optimiser: str = "adam",
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    secure: Annotated[bool, typer.Option(help="secure aggregation")] = True,
+    threshold: int | None = None,
+    watch: Annotated[bool, typer.Option(help="follow the run until it ends")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Start a training run; it goes on by itself."""
+    owner = profile.load().model_owner()
+    image_size = next((m.spec.image_size for m in owner.models().models if m.name == model), 64)
+    training = TrainingSettings.model_validate(
+        {
+            "image_size": image_size,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimiser": optimiser,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        }
+    )
+    request = RunRequest(
+        model=model,
+        version=version,
+        nodes=tuple(each.strip() for each in nodes.split(",")),
+        rounds=rounds,
+        training=training,
+        aggregation=AggregationSettings(secure=secure, threshold=threshold),
+    )
+    run = owner.start_run(request)
+    if watch:
+        _watched(run.id, form)
+    else:
+        output.show(run, form, lambda: f"Run {run.id} has started: `primia rounds watch {run.id}`")
+
+
+@app.command()
+@output.guarded
+def watch(run: str, form: FormatOption = Format.TABLE) -> None:
+    """Follow a run until it ends."""
+    _watched(run, form)
+
+
+@app.command()
+@output.guarded
+def show(run: str, form: FormatOption = Format.TABLE) -> None:
+    """State of a run, per round and per site."""
+    found = profile.load().model_owner().run(run)
+    output.show(found, form, lambda: tables(found))
+
+
+@app.command("list")
+@output.guarded
+def listing(form: FormatOption = Format.TABLE) -> None:
+    """The runs, newest first."""
+    found = profile.load().model_owner().runs()
+    columns = ("run", "model", "state", "rounds", "aggregation", "started")
+    lines = [
+        (
+            r.id,
+            f"{r.model} v{r.version}",
+            r.state,
+            f"{r.rounds_done} of {r.rounds}",
+            "secure" if r.secure else "plain",
+            f"{r.created:%Y-%m-%d %H:%M}",
+        )
+        for r in found.runs
+    ]
+    output.show(found, form, lambda: output.rows("Training runs", columns, lines))
+
+
+@app.command()
+@output.guarded
+def cancel(run: str) -> None:
+    """End a run; sites stop at their next batch."""
+    profile.load().model_owner().cancel_run(run)
+
+
+@app.command()
+@output.guarded
+def approve(run: str, dataset: str, node: Node = None) -> None:
+    """As a data node: take part in a run with this data set."""
+    profile.load().data_node(node).approve(run, dataset)
+
+
+@app.command()
+@output.guarded
+def refuse(run: str, reason: str, node: Node = None) -> None:
+    """As a data node: do not take part in a run."""
+    profile.load().data_node(node).refuse(run, reason)
+
+
+def _watched(run: str, form: Format) -> None:
+    owner = profile.load().model_owner()
+    found = watch_run(owner, run, quiet=form is Format.JSON)
+    output.show(found, form, lambda: tables(found))
+    if found.state != "finished":
+        raise typer.Exit(1)
+
+
+def tables(found: RunReport) -> Group:
+    """The run, its rounds, and its sites in each round."""
+    secure = f"secure, threshold {found.threshold}" if found.secure else "plain"
+    state = f"{found.state}{': ' + found.reason if found.reason else ''}"
+    title = f"Run {found.id} of {found.model} v{found.version} ({secure}) – {state}"
+    columns = ("round", "site", "images", "loss", "accuracy", "seconds", "up", "down", "")
+    lines: list[tuple[object, ...]] = []
+    for r in found.reports:
+        lines += [
+            (
+                r.number,
+                s.node,
+                s.samples,
+                output.number(s.loss),
+                output.percent(s.accuracy),
+                output.number(s.seconds, 1),
+                output.size(s.bytes_up),
+                output.size(s.bytes_down),
+                s.dropped,
+            )
+            for s in r.sites
+        ]
+        loss, accuracy = output.number(r.training.loss), output.percent(r.training.accuracy)
+        lines.append((r.number, "all", r.training.samples, loss, accuracy, "", "", "", r.reason))
+    result = found.final
+    final = (
+        f"Final model on the sites' validation images: accuracy {output.percent(result.accuracy)}, "
+        f"loss {output.number(result.loss)}, registered as version {found.final_version}."
+        if result
+        else ""
+    )
+    return Group(output.rows(title, columns, lines), final)

@@ -1,0 +1,113 @@
+"""A data node, for its own institution's users: data sets, approvals, encrypted inference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from primia.chassis.identity import Identity
+from primia.client.connection import Connection, wait_for
+from primia.errors import InvalidInput
+from primia.messages import inference
+
+_VALIDATE_SECONDS = 600.0
+
+
+class DataNode(Connection):
+    def __init__(self, identity: Identity, name: str, url: str) -> None:
+        super().__init__(identity, name, url)
+
+    def add_dataset(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """``name`` and ``path`` (a folder of class folders) or ``csv``; see POST /datasets."""
+        answer = self.http.request("POST", "/datasets", content=_json(request), headers=_JSON)
+        return dict(answer.json())
+
+    def datasets(self) -> dict[str, Any]:
+        return self.read("/datasets")
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        return self.read(f"/datasets/{name}")
+
+    def dataset_problems(self, name: str) -> dict[str, Any]:
+        return self.read(f"/datasets/{name}/problems")
+
+    def wait_dataset(self, name: str) -> dict[str, Any]:
+        """Once every file has been looked at: ``ready`` or ``rejected``."""
+        return wait_for(
+            lambda: self.dataset(name),
+            lambda found: found["state"] in ("ready", "rejected"),
+            _VALIDATE_SECONDS,
+            f"Validating {name}",
+        )
+
+    def remove_dataset(self, name: str) -> None:
+        self.http.delete(f"/datasets/{name}")
+
+    def runs(self) -> dict[str, Any]:
+        return self.read("/runs")
+
+    def run(self, run: str) -> dict[str, Any]:
+        return self.read(f"/runs/{run}")
+
+    def approve(self, run: str, dataset: str) -> None:
+        body = _json({"dataset": dataset})
+        self.http.request("POST", f"/runs/{run}/approve", content=body, headers=_JSON)
+
+    def refuse(self, run: str, reason: str) -> None:
+        body = _json({"reason": reason})
+        self.http.request("POST", f"/runs/{run}/refuse", content=body, headers=_JSON)
+
+    def infer(
+        self,
+        images: Sequence[Path],
+        model: str,
+        version: int | None = None,
+        result: inference.Result = "label",
+    ) -> inference.InferenceStatus:
+        """Ask for an encrypted classification of image files; returns at once."""
+        fields: dict[str, str] = {"model": model, "result": result}
+        if version is not None:
+            fields["version"] = str(version)
+        files = [("images", (path.name, _image(path))) for path in images]
+        # httpx builds the multipart body; it is then sent as one piece.
+        made = httpx.Request("POST", "http://node/", data=fields, files=files)
+        headers = {"Content-Type": made.headers["Content-Type"]}
+        answer = self.http.request("POST", "/inference", content=made.read(), headers=headers)
+        return self.http.parse(answer, inference.InferenceStatus)
+
+    def inferences(self) -> inference.InferenceList:
+        return self.http.get("/inference", inference.InferenceList)
+
+    def inference(self, job: str) -> inference.InferenceStatus:
+        return self.http.get(f"/inference/{job}", inference.InferenceStatus)
+
+    def inference_events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        return self.events(f"/inference/{job}/events")
+
+    def wait_inference(self, job: str, seconds: float = 600) -> inference.InferenceStatus:
+        return wait_for(
+            lambda: self.inference(job),
+            lambda status: status.state in ("done", "failed", "cancelled"),
+            seconds,
+            "The inference",
+        )
+
+    def result(self, job: str) -> inference.InferenceResult:
+        return self.http.get(f"/inference/{job}/result", inference.InferenceResult)
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return httpx.Request("POST", "http://node/", json=dict(value)).content
+
+
+def _image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read ({error.strerror}).") from error

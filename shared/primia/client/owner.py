@@ -1,0 +1,86 @@
+"""A model owner, for its own users: models, training runs, what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from primia.chassis.identity import Identity
+from primia.client.connection import Connection, wait_for
+from primia.errors import Unavailable
+from primia.messages import inference, registry, rounds, runs
+
+_PREPARE_SECONDS = 300.0
+
+
+class ModelOwner(Connection):
+    def __init__(self, identity: Identity, name: str, url: str) -> None:
+        super().__init__(identity, name, url)
+
+    def models(self) -> registry.ModelList:
+        return self.http.get("/models", registry.ModelList)
+
+    def create_model(self, model: registry.NewModel) -> registry.ModelReport:
+        return self.http.parse(self.http.post("/models", model), registry.ModelReport)
+
+    def version(self, model: str, version: int) -> registry.VersionReport:
+        return self.http.get(f"/models/{model}/versions/{version}", registry.VersionReport)
+
+    def wait_version(self, model: str, version: int) -> registry.VersionReport:
+        """Once it is ready; raises Unavailable with the reason if it failed."""
+        found = wait_for(
+            lambda: self.version(model, version),
+            lambda report: report.state != "preparing",
+            _PREPARE_SECONDS,
+            f"Preparing {model} version {version}",
+        )
+        if found.state == "failed":
+            raise Unavailable(f"{model} version {version} could not be prepared: {found.reason}")
+        return found
+
+    def weights(self, model: str, version: int, target: Path) -> None:
+        """Download the weights (safetensors)."""
+        report = self.version(model, version)
+        path = f"/models/{model}/versions/{version}/weights"
+        self.http.download(path, target, report.bytes or 0)
+
+    def nodes(self) -> registry.NodeList:
+        return self.http.get("/nodes", registry.NodeList)
+
+    def start_run(self, request: rounds.RunRequest) -> runs.RunSummary:
+        return self.http.parse(self.http.post("/rounds", request), runs.RunSummary)
+
+    def runs(self) -> runs.RunPage:
+        return self.http.get("/rounds", runs.RunPage)
+
+    def run(self, run: str) -> runs.RunReport:
+        return self.http.get(f"/rounds/{run}", runs.RunReport)
+
+    def cancel_run(self, run: str) -> None:
+        self.http.delete(f"/rounds/{run}")
+
+    def run_events(self, run: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        return self.events(f"/rounds/{run}/events")
+
+    def serve(
+        self, model: str, version: int, request: inference.ServeRequest
+    ) -> inference.Servings:
+        answer = self.http.post(f"/models/{model}/versions/{version}/serve", request)
+        return self.http.parse(answer, inference.Servings)
+
+    def servings(self, model: str, version: int) -> inference.Servings:
+        return self.http.get(f"/models/{model}/versions/{version}/serve", inference.Servings)
+
+    def wait_served(self, model: str, version: int) -> inference.Servings:
+        """Once every kind of result is served; raises Unavailable with the reason if one failed."""
+        found = wait_for(
+            lambda: self.servings(model, version),
+            lambda s: all(each.state in ("serving", "failed") for each in s.servings),
+            _PREPARE_SECONDS,
+            f"Compiling {model} version {version}",
+        )
+        for each in found.servings:
+            if each.state == "failed":
+                raise Unavailable(f"{model} cannot be served encrypted: {each.reason}")
+        return found
