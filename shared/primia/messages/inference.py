@@ -1,0 +1,251 @@
+"""Encrypted inference: what the three services say to each other, and to a data node's users.
+
+    model owner -> crypto provider   PUT /plans/{plan}, GET /plans/{plan}/mask
+    data node   -> model owner       GET /inference/models, …/plan, …/opening
+    data node   -> crypto provider   POST /deals, GET /deals/{deal}, …/half, …/received
+    data node   -> model owner       POST /inference/sessions, PUT …/{session}/steps/{n}
+    model owner -> crypto provider   GET /deals/{deal}, …/half, …/received
+
+A plan is known to the crypto provider under an identifier that the model owner draws for each
+model version and result. It is not the plan's digest: two versions of one architecture may have
+the same plan, and their weights must not be hidden by the same mask (E - E' would be W - W').
+Halves, openings and steps travel as bytes (primia.mpc), never inside these messages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from primia.messages.common import Base64Url, Digest, Id, Label, Message, Name
+from primia.messages.rounds import ModelCard
+
+MAX_BATCH = 16
+MAX_STOCK = 64
+MAX_PLAN_BYTES = 1 << 20
+MAX_SERVED = 1000
+OCTETS = "application/octet-stream"
+# The header of a forwarded step: the secret that the session host gave to the session's row.
+SESSION_TOKEN_HEADER = "X-Primia-Session"  # noqa: S105 - the header's name, not a token
+
+Result = Literal["scores", "label"]
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
+Reason = Annotated[str, StringConstraints(max_length=2000)]
+
+
+# -- model owner and crypto provider -----------------------------------------------------------
+
+
+class PlanOffer(Message):
+    """PUT /plans/{plan}. ``plan``: the canonical JSON of primia.mpc.plan, as text.
+
+    ``stock``: how many deals of ``batch`` images the crypto provider keeps ahead of time; it deals
+    other batches on demand.
+    """
+
+    plan: Annotated[str, StringConstraints(min_length=2, max_length=MAX_PLAN_BYTES)]
+    digest: Digest
+    stock: int = Field(default=0, ge=0, le=MAX_STOCK)
+    batch: Batch = 1
+
+
+class PlanStatus(Message):
+    """What the crypto provider holds for a plan."""
+
+    plan: Id
+    digest: Digest
+    owner: Name
+    stock: int = Field(ge=0, le=MAX_STOCK)
+    batch: Batch
+    ready: int = Field(ge=0, description="deals in stock")
+    dealing: int = Field(ge=0, description="deals being made")
+    active: bool = True
+
+
+class MaskSeed(Message):
+    """The seed of the weight mask A, for the owner of the weights alone."""
+
+    seed: Base64Url = Field(repr=False)
+
+
+# -- either party and crypto provider ----------------------------------------------------------
+
+DealState = Literal["dealing", "reserved", "spent", "failed"]
+
+
+class DealRequest(Message):
+    """POST /deals. ``digest`` must be the digest of the plan that the node has verified."""
+
+    plan: Id
+    digest: Digest
+    batch: Batch = 1
+
+
+class Deal(Message):
+    """One deal as one of its two parties sees it. ``bytes`` and the digests (of the two parts of a
+    half, primia.mpc.material) are of that party's half, once it is ``reserved``; ``reason`` says
+    why it failed or was spent."""
+
+    id: Id
+    plan: Id
+    digest: Digest
+    batch: Batch
+    owner: Name
+    node: Name
+    party: Literal[0, 1]
+    state: DealState
+    bytes: int | None = Field(default=None, ge=0)
+    own_sha256: Digest | None = None
+    common_sha256: Digest | None = None
+    expires: AwareDatetime | None = None
+    reason: Reason = ""
+
+
+# -- model owner: what is served ---------------------------------------------------------------
+
+ServingState = Literal["queued", "compiling", "serving", "failed", "withdrawn"]
+
+
+class ServeRequest(Message):
+    """POST /models/{name}/versions/{version}/serve"""
+
+    results: tuple[Result, ...] = Field(default=("scores", "label"), min_length=1, max_length=2)
+    stock: int = Field(default=1, ge=0, le=MAX_STOCK)
+    batch: Batch = 1
+
+
+class Serving(Message):
+    """A model version compiled for one kind of result, as its owner's users see it."""
+
+    plan: Id
+    model: Name
+    version: int = Field(ge=1)
+    result: Result
+    state: ServingState
+    stock: int = Field(ge=0, le=MAX_STOCK)
+    batch: Batch
+    digest: Digest | None = None
+    reason: Reason = ""
+
+
+class Servings(Message):
+    servings: tuple[Serving, ...] = Field(max_length=MAX_SERVED)
+
+
+class ServedPlan(Message):
+    """What a data node needs to fetch and check the plan and the opening E = W - A."""
+
+    plan: Id
+    result: Result
+    digest: Digest
+    opening_bytes: int = Field(ge=0)
+    opening_sha256: Digest
+    batch: Batch = Field(description="the batch of the deals kept in stock")
+
+
+class ServedModel(Message):
+    card: ModelCard
+    plans: tuple[ServedPlan, ...] = Field(min_length=1, max_length=2)
+
+
+class ServedModels(Message):
+    """GET /inference/models: public data of what is served, newest version first."""
+
+    models: tuple[ServedModel, ...] = Field(max_length=MAX_SERVED)
+
+
+# -- model owner: sessions ---------------------------------------------------------------------
+
+SessionState = Literal["preparing", "ready", "done", "failed"]
+
+
+class SessionRequest(Message):
+    """POST /inference/sessions"""
+
+    plan: Id
+    digest: Digest
+    deal: Id
+    batch: Batch = 1
+
+
+class Session(Message):
+    """``done``: the last step was answered (a repeated last step still gets its answer until the
+    session expires). ``failed``: it is gone with its deal; ``reason`` says why."""
+
+    id: Id
+    plan: Id
+    deal: Id
+    batch: Batch
+    state: SessionState
+    reason: Reason = ""
+
+
+# -- data node and its users -------------------------------------------------------------------
+
+InferenceState = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+class InferenceRequest(Message):
+    """POST /inference with registered images; an upload carries the same fields as a form."""
+
+    model: Name
+    version: int | None = Field(default=None, ge=1, description="default: the newest served")
+    result: Result = "label"
+    dataset: Name
+    images: tuple[Annotated[str, StringConstraints(min_length=1, max_length=512)], ...] = Field(
+        min_length=1, max_length=MAX_BATCH
+    )
+
+
+class Cost(Message):
+    """Seconds and bytes (both directions) by part. material: the deal and this node's half;
+    offline: the session and the message that does not depend on the image; online: the steps."""
+
+    material_seconds: float = Field(default=0, ge=0)
+    offline_seconds: float = Field(default=0, ge=0)
+    online_seconds: float = Field(default=0, ge=0)
+    material_bytes: int = Field(default=0, ge=0)
+    offline_bytes: int = Field(default=0, ge=0)
+    online_bytes: int = Field(default=0, ge=0)
+
+
+class InferenceStatus(Message):
+    """GET /inference/{id}"""
+
+    id: Id
+    model: Name
+    version: int | None = Field(default=None, ge=1)
+    result: Result
+    images: tuple[str, ...] = Field(max_length=MAX_BATCH)
+    state: InferenceState
+    phase: str = Field(default="", max_length=32)
+    step: int = Field(default=0, ge=0)
+    steps: int = Field(default=0, ge=0)
+    attempts: int = Field(default=0, ge=0)
+    cost: Cost = Cost()
+    reason: Reason = ""
+    created: AwareDatetime
+    finished: AwareDatetime | None = None
+
+
+class InferenceList(Message):
+    inferences: tuple[InferenceStatus, ...]
+
+
+class Prediction(Message):
+    """Of one image: ``scores`` are the logits in the order of the model's classes; with
+    ``result: label`` this node never learns them."""
+
+    image: str
+    label: Label
+    scores: dict[Label, float] | None = None
+
+
+class InferenceResult(Message):
+    """GET /inference/{id}/result"""
+
+    id: Id
+    model: Name
+    version: int = Field(ge=1)
+    predictions: tuple[Prediction, ...] = Field(max_length=MAX_BATCH)
