@@ -78,14 +78,36 @@ class Stage(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A node in a round. ``dropped`` keeps its stage: what it gave before still counts."""
+
+    node: str
+    stage: Stage
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A phase takes members from one stage to another: nodes by answering an item of this kind
-    within a timeout, the owner's worker (no kind, no timeout) by absorbing what came."""
+    within a timeout, the owner's worker (no kind, no timeout) by absorbing what came.
+
+    ``in_turn``: one node at a time, in the order of the names, each with a timeout of its own.
+    """
 
     before: Stage
     after: Stage
     kind: Kind | None
     timeout: Literal["train", "exchange"] | None
+    in_turn: bool = False
+
+    def waiting(self, members: Iterable[Member]) -> tuple[str, ...]:
+        """Those whose answer may come now; the worker takes what dropped nodes left, too."""
+        names = sorted(
+            member.node
+            for member in members
+            if member.stage == self.before and (self.kind is None or not member.dropped)
+        )
+        return tuple(names[:1] if self.in_turn else names)
 
 
 _TRAIN = Step(Stage.ASKED, Stage.TRAINED, "train", "train")
@@ -100,7 +122,8 @@ SECURE_STEPS: Mapping[Phase, Step] = {
 }
 PLAIN_STEPS: Mapping[Phase, Step] = {
     "training": _TRAIN,
-    "uploading": Step(Stage.TRAINED, Stage.UPLOADED, "upload", "exchange"),
+    # In turn, since a sum of floats depends on its order; modulo 2^32 it does not.
+    "uploading": Step(Stage.TRAINED, Stage.UPLOADED, "upload", "exchange", in_turn=True),
     "absorbing": _ABSORB,
 }
 
@@ -137,29 +160,22 @@ def move_phase(present: Phase, wanted: Phase, *, secure: bool) -> Phase:
     raise Conflict(f"A round that is {present} cannot become {wanted}.")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A node in a round. ``dropped`` keeps its stage: what it gave before still counts."""
-
-    node: str
-    stage: Stage
-    dropped: bool = False
-
-
 def at_least(members: Iterable[Member], stage: Stage) -> tuple[str, ...]:
     return tuple(sorted(member.node for member in members if member.stage >= stage))
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    pass
+    """``silent``: whose time is up while others are still to have their turn."""
+
+    silent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
     """To the next phase, without those who were silent."""
 
-    silent: tuple[str, ...]
+    silent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,51 +187,40 @@ class Abandon:
 def settle(
     step: Step, members: Sequence[Member], needed: int, *, expired: bool
 ) -> Wait | Advance | Abandon:
-    """What becomes of a phase: it ends when all have answered or its time is up, and goes on if
+    """What becomes of a phase: it ends when all have answered or their time is up, and goes on if
     ``needed`` members have come through; it is given up as soon as they cannot any more."""
-    ready = [member for member in members if member.stage >= step.after]
-    waiting = [
-        member.node
-        for member in members
-        if member.stage == step.before and (step.kind is None or not member.dropped)
-    ]
-    enough = len(ready) + len(waiting) >= needed
-    if waiting and enough and not (expired and step.timeout):
-        return Wait()
-    silent = tuple(sorted(waiting)) if expired and step.timeout else ()
-    if len(ready) >= needed:
-        return Advance(silent)
-    return Abandon(silent, f"only {len(ready)} of the {needed} nodes needed came through")
+    late = step.waiting(members) if expired and step.timeout else ()
+    left = [member for member in members if member.node not in late]
+    ready = sum(member.stage >= step.after for member in left)
+    hoped = sum(
+        member.stage == step.before and (step.kind is None or not member.dropped) for member in left
+    )
+    if ready + hoped < needed:
+        return Abandon(late, f"only {ready + hoped} of the {needed} nodes needed are left")
+    return Wait(late) if hoped else Advance(late)
 
 
-def wanted_kind(
-    run: RunState,
-    site: SiteState,
-    phase: Phase | None,
-    member: Member | None,
-    *,
-    secure: bool,
-    answered: bool,
-) -> Kind | None:
-    """The one item the owner waits for from a node, or None.
+def wanted_kind(run: RunState, site: SiteState, *, answered: bool) -> Kind | None:
+    """The one item that the owner waits for from a node outside of rounds, or None.
 
     ``answered``: the node has answered the question of the run's state: its evaluation while
     evaluating, its acknowledgement once the run has ended.
     """
-    if site in ("refused", "silent") and run not in ENDED:
-        return None
-    if run == "reviewing":
-        return "review" if site == "invited" else None
-    if run == "evaluating":
-        return None if answered else "evaluate"
     if run in ENDED:
         return None if answered or site == "refused" else "stop"
-    return _wanted_in_round(phase, member, secure=secure)
+    if run == "reviewing":
+        return "review" if site == "invited" else None
+    if run == "evaluating" and site == "accepted" and not answered:
+        return "evaluate"
+    return None
 
 
-def _wanted_in_round(phase: Phase | None, member: Member | None, *, secure: bool) -> Kind | None:
-    step = step_of(phase, secure=secure) if phase else None
-    if step is None or member is None or member.dropped or member.stage != step.before:
+def wanted_in_round(
+    phase: Phase, node: str, members: Iterable[Member], *, secure: bool
+) -> Kind | None:
+    """The one item that an open round waits for from a node, or None."""
+    step = step_of(phase, secure=secure)
+    if step is None or node not in step.waiting(members):
         return None
     return step.kind
 

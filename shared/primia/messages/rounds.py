@@ -269,3 +269,6 @@ class Failure(Message):
 
     code: Name
     detail: str = Field(max_length=2000)
+    round: int | None = Field(
+        default=None, ge=1, le=MAX_ROUNDS + 1, description="default: the present one"
+    )

@@ -93,4 +93,4 @@ class RunEvent(Message):
     kind: str
     round: int | None = None
     node: Name | None = None
-    detail: dict[str, JsonValue] = {}
+    detail: dict[str, JsonValue] = Field(default={})

@@ -1,0 +1,107 @@
+"""The work item that the owner waits for from a node, built from rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sqlalchemy.orm import Session
+
+from primia.chassis.context import Context
+from primia.messages.rounds import (
+    Confirm,
+    Evaluate,
+    Review,
+    ShareKeys,
+    Stop,
+    Train,
+    Unmask,
+    Upload,
+    WorkItem,
+)
+from services.model_owner.rounds import secure, store
+from services.model_owner.rounds.answers import Place
+from services.model_owner.rounds.domain import Kind, Stage
+from services.model_owner.rounds.tables import Round, Run, Site
+
+
+def work_for(ctx: Context, session: Session, node: str) -> WorkItem | None:
+    """One item, or None: runs that have ended first, then the present one."""
+    for run, site in store.places(session, node):
+        kind = Place(ctx, session, run, site).wanted()
+        if kind is not None:
+            return _item(session, run, site, kind)
+    return None
+
+
+def _item(session: Session, run: Run, site: Site, kind: Kind) -> WorkItem:
+    row = store.present_round(session, run)
+    if row is not None:
+        return _ROUND_ITEMS[kind](session, run, row, site.node)
+    if kind == "review":
+        return Review(run=run.id, proposal=store.proposal_of(run))
+    if kind == "evaluate":
+        return Evaluate(
+            run=run.id,
+            round=run.number,
+            weights_digest=run.weights_digest,
+            weights_bytes=run.weights_bytes,
+        )
+    return Stop.model_validate({"run": run.id, "state": run.state, "reason": run.reason})
+
+
+def _train(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    return Train(
+        run=run.id,
+        round=row.number,
+        weights_digest=run.weights_digest,
+        weights_bytes=run.weights_bytes,
+    )
+
+
+def _share_keys(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    return ShareKeys(run=run.id, round=row.number, roster=secure.advertisements(session, row))
+
+
+def _upload(session: Session, run: Run, row: Round, node: str) -> WorkItem:
+    samples = {
+        contribution.node: int(contribution.report["samples"])
+        for contribution in store.contributions(session, row.id)
+        if contribution.stage >= Stage.TRAINED and contribution.report
+    }
+    if not run.secure:
+        return Upload(run=run.id, round=row.number, samples=samples)
+    bounds = secure.roster(session, run, row).exponents
+    return Upload(
+        run=run.id,
+        round=row.number,
+        samples=samples,
+        envelopes=store.inbox(session, row.id, node),
+        exponents={"parameters": bounds[0], "buffers": bounds[1]},
+    )
+
+
+def _confirm(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    return Confirm(run=run.id, round=row.number, survivors=secure.survivors(session, row))
+
+
+def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    confirmations = {
+        contribution.node: contribution.confirmation
+        for contribution in store.contributions(session, row.id)
+        if contribution.stage >= Stage.CONFIRMED and contribution.confirmation
+    }
+    return Unmask(
+        run=run.id,
+        round=row.number,
+        survivors=secure.survivors(session, row),
+        confirmations=confirmations,
+    )
+
+
+_ROUND_ITEMS: Mapping[Kind, Callable[[Session, Run, Round, str], WorkItem]] = {
+    "train": _train,
+    "share_keys": _share_keys,
+    "upload": _upload,
+    "confirm": _confirm,
+    "unmask": _unmask,
+}

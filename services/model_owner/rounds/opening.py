@@ -1,0 +1,96 @@
+"""Sums and new global models: the worker's part of a round, as functions of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from primia.aggregation import server
+from primia.aggregation.plain import WeightedMean
+from primia.aggregation.wire import HEADER_BYTES
+from primia.chassis.context import Context
+from primia.learning.layout import Vector
+from services.model_owner.registry import store as registry
+from services.model_owner.registry import weights
+from services.model_owner.registry.weights import Written
+from services.model_owner.rounds import answers, secure, store
+from services.model_owner.rounds.domain import Stage
+from services.model_owner.rounds.tables import Contribution, Round, Run
+from services.model_owner.rounds.uploads import round_file
+
+
+def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
+    """The running sum of the round's first ``summed`` updates."""
+    return round_file(ctx.files, run.id, row.number, f"sum-{summed}")
+
+
+def add_update(ctx: Context, run: Run, row: Round, contribution: Contribution) -> None:
+    """Write sum k + 1 from sum k and one update; writing it again gives the same file."""
+    assert contribution.upload is not None  # of stage UPLOADED
+    assert contribution.report is not None
+    count = secure.groups(run).size
+    update = round_file(ctx.files, run.id, row.number, contribution.upload)
+    dtype = "<u4" if run.secure else "<f8"
+    total = _read_sum(ctx, run, row, count, dtype)  # (count,)
+    with update.open("rb") as file:
+        file.seek(HEADER_BYTES)
+        if run.secure:
+            server.RunningSum(count, total).add(file)
+        else:
+            WeightedMean(count, total).add(file, int(contribution.report["samples"]))
+    ctx.files.write(sum_file(ctx, run, row, row.summed + 1), total.view(np.uint8).data)
+
+
+def _read_sum(ctx: Context, run: Run, row: Round, count: int, dtype: str) -> NDArray[Any]:
+    if row.summed == 0:
+        return np.zeros(count, dtype=dtype)
+    return np.fromfile(sum_file(ctx, run, row, row.summed), dtype=dtype)
+
+
+def mean_update(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
+    """The weighted mean of the survivors' changes, float32 (values,).
+
+    Raises BelowThreshold or InconsistentRound where the masks cannot be removed.
+    """
+    count = secure.groups(run).size
+    if not run.secure:
+        total = _read_sum(ctx, run, row, count, "<f8")
+        return WeightedMean(count, total, _samples(session, row)).result()
+    masked = _read_sum(ctx, run, row, count, "<u4")
+    roster = secure.roster(session, run, row)
+    outcome = secure.outcome(session, row, roster)
+    reveals = {
+        contribution.node: ctx.secrets.open(
+            contribution.reveal, answers.purpose(row, contribution.node)
+        )
+        for contribution in store.contributions(session, row.id)
+        if contribution.reveal is not None
+    }
+    envelopes = secure.envelopes(session, row)
+    opened = server.unmask(masked, roster, envelopes, outcome, reveals)
+    return server.mean(opened, roster, outcome, opened.view(np.float32))
+
+
+def _samples(session: Session, row: Round) -> int:
+    return sum(
+        int(contribution.report["samples"])
+        for contribution in store.contributions(session, row.id)
+        if contribution.stage >= Stage.ABSORBED and contribution.report
+    )
+
+
+def model_file(ctx: Context, run: Run, number: int) -> Path:
+    return ctx.files.path("runs", run.id, f"weights-{number}.safetensors")
+
+
+def write_model(ctx: Context, session: Session, run: Run, update: Vector) -> Written:
+    """The next global model: the present one plus the mean update. Raises InvalidState."""
+    layout = weights.layout_of(registry.spec_of(registry.find_model(session, run.model)))
+    vector = weights.read(ctx.files.root / run.weights, layout)
+    vector += update
+    metadata: dict[str, object] = {"model": run.model, "run": run.id, "rounds": run.done + 1}
+    return weights.write(ctx.files, model_file(ctx, run, run.number + 1), vector, layout, metadata)

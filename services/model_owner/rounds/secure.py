@@ -1,0 +1,93 @@
+"""The round's public facts of secure aggregation, rebuilt from rows and always verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from primia.aggregation import server
+from primia.aggregation.keys import Verify
+from primia.aggregation.roster import Roster
+from primia.aggregation.survivors import Outcome
+from primia.aggregation.terms import Groups, RoundId
+from primia.chassis.identity import Principal, decode_key
+from primia.errors import InvalidInput, MalformedMessage
+from primia.messages.rounds import TrainReport
+from services.model_owner.rounds import store
+from services.model_owner.rounds.domain import Stage, at_least
+from services.model_owner.rounds.tables import Round, Run
+
+
+def verifier(session: Session, run: Run) -> Verify:
+    """Signatures by the keys that were enrolled when the run was proposed."""
+    keys = {
+        row.node: Principal(name=row.node, role="data_node", public_key=row.public_key)
+        for row in store.sites(session, run.id)
+    }
+
+    def verify(node: str, message: bytes, signature: bytes) -> bool:
+        try:
+            keys[node].verify(message, signature)
+        except (KeyError, MalformedMessage):
+            return False
+        return True
+
+    return verify
+
+
+def round_id(run: Run, row: Round) -> RoundId:
+    return RoundId(bytes.fromhex(run.id), row.number)
+
+
+def groups(run: Run) -> Groups:
+    return Groups(run.parameters, run.buffers)
+
+
+def advertisements(session: Session, row: Round) -> dict[str, str]:
+    """Of all who trained, as they were sent."""
+    return {
+        contribution.node: contribution.report["advertisement"]
+        for contribution in store.contributions(session, row.id)
+        if contribution.stage >= Stage.TRAINED and contribution.report
+    }
+
+
+def decoded(values: Mapping[str, str]) -> dict[str, bytes]:
+    return {node: decode_key(value) for node, value in values.items()}
+
+
+def roster(session: Session, run: Run, row: Round) -> Roster:
+    return Roster.of(decoded(advertisements(session, row)), verifier(session, run))
+
+
+def envelopes(session: Session, row: Round) -> dict[str, dict[str, bytes]]:
+    return {dealer: decoded(sealed) for dealer, sealed in store.envelopes(session, row.id).items()}
+
+
+def survivors(session: Session, row: Round) -> tuple[str, ...]:
+    return at_least(store.members(store.contributions(session, row.id)), Stage.ABSORBED)
+
+
+def outcome(session: Session, row: Round, known: Roster) -> Outcome:
+    return Outcome.of(known, store.envelopes(session, row.id), survivors(session, row))
+
+
+def check_report(session: Session, run: Run, row: Round, node: str, report: TrainReport) -> None:
+    """The report carries this node's signed keys for this round, and says the same as they do.
+
+    Raises InvalidInput, MalformedMessage, InconsistentRound, InvalidSignature.
+    """
+    if report.advertisement is None:
+        raise InvalidInput("The report of a secure round needs the advertisement of its keys.")
+    found = server.check_advertisement(
+        decode_key(report.advertisement),
+        node,
+        round_id(run, row),
+        run.needed,
+        groups(run),
+        verifier(session, run),
+    )
+    stated = (report.exponents.get("parameters"), report.exponents.get("buffers"))
+    if (found.samples, found.exponents) != (report.samples, stated):
+        raise InvalidInput("The report's samples or exponents differ from those advertised.")

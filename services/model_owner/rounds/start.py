@@ -1,0 +1,107 @@
+"""Starting a run: everything it names must exist, fit and be free."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from primia.chassis.context import Context
+from primia.chassis.identity import Principal
+from primia.errors import NotFound
+from primia.learning.spec import ModelSpec
+from primia.messages.rounds import ModelCard, NodeCard, Proposal, RunRequest
+from primia.prg import fresh_bytes
+from services.model_owner.registry import store as registry
+from services.model_owner.registry.store import ModelVersion
+from services.model_owner.registry.weights import weights_path
+from services.model_owner.rounds import progress, store
+from services.model_owner.rounds.domain import resolve_threshold
+from services.model_owner.rounds.tables import Run
+
+
+def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run:
+    """The run in review. Raises NotFound (model, version, node), Conflict (version not ready, node
+    engaged), InvalidInput (image size, threshold)."""
+    version = registry.ready_version(session, request.model, request.version)
+    spec = registry.spec_of(registry.find_model(session, request.model))
+    if request.training.image_size != spec.image_size:  # refused where the architecture cannot
+        spec = ModelSpec.parse({**spec.model_dump(), "image_size": request.training.image_size})
+    nodes = [_enrolled(ctx, name) for name in request.nodes]
+    threshold = resolve_threshold(
+        len(nodes),
+        request.aggregation.threshold,
+        request.aggregation.minimum_nodes,
+        secure=request.aggregation.secure,
+    )
+    run_id = fresh_bytes(16).hex()
+    proposal = _proposal(ctx, run_id, request, version, spec, nodes, threshold)
+    run = store.add_run(session, _row(ctx, request, proposal, version, user), proposal)
+    progress.set_deadline(ctx, run, "review")
+    store.record(session, run.id, run.created, "created", by=user, nodes=list(request.nodes))
+    return run
+
+
+def _enrolled(ctx: Context, name: str) -> Principal:
+    principal = ctx.principals.get(name)
+    if principal is None or principal.role != "data_node":
+        raise NotFound(
+            f"There is no data node {name}.", hint="GET /nodes lists them; POST /nodes enrols one."
+        )
+    return principal
+
+
+def _proposal(
+    ctx: Context,
+    run_id: str,
+    request: RunRequest,
+    version: ModelVersion,
+    spec: ModelSpec,
+    nodes: list[Principal],
+    threshold: int,
+) -> Proposal:
+    card = ModelCard(
+        name=version.model,
+        version=version.version,
+        architecture=spec.architecture,
+        classes=spec.classes,
+        channels=spec.channels,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        deviation=spec.std,
+        digest=version.digest or "",
+    )
+    return Proposal(
+        run=run_id,
+        owner=ctx.identity.name,
+        model=card,
+        nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in nodes),
+        rounds=request.rounds + request.repeats,
+        training=request.training,
+        secure=request.aggregation.secure,
+        threshold=threshold,
+        timeouts=request.timeouts,
+    )
+
+
+def _row(
+    ctx: Context, request: RunRequest, proposal: Proposal, version: ModelVersion, user: str
+) -> Run:
+    path = weights_path(ctx.files, version.id)
+    return Run(
+        id=proposal.run,
+        state="reviewing",
+        request=request.model_dump(mode="json"),
+        proposal=proposal.model_dump(mode="json"),
+        model=version.model,
+        version=version.version,
+        secure=proposal.secure,
+        needed=proposal.threshold,
+        rounds=request.rounds,
+        repeats=request.repeats,
+        weights=str(path.relative_to(ctx.files.root)),
+        weights_digest=version.digest,
+        weights_bytes=version.bytes,
+        parameters=version.size.parameters,
+        buffers=version.size.buffers,
+        created=ctx.clock.now(),
+        created_by=user,
+    )

@@ -1,0 +1,270 @@
+"""The worker's tasks: absorb updates, open rounds, finish and clean runs; and the sweeps.
+
+Each may run twice, or die anywhere: what it wrote counts from the transaction that records it, and
+until then is written again, the same bytes under the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from primia.chassis.context import Context
+from primia.chassis.jobs import Sweep, Task
+from primia.chassis.leases import Held, lease
+from primia.chassis.telemetry import get_logger
+from primia.errors import InvalidInput, PeerError
+from services.model_owner.registry import store as registry
+from services.model_owner.registry import weights
+from services.model_owner.registry.domain import Size
+from services.model_owner.registry.weights import Written, weights_path
+from services.model_owner.rounds import opening, progress, store
+from services.model_owner.rounds.domain import CLOSED, Stage, move_run
+from services.model_owner.rounds.tables import Contribution, Round, Run
+from services.model_owner.rounds.uploads import round_file
+from services.model_owner.rounds.views import final_scores, training_scores
+
+log = get_logger(__name__)
+LEASE_SECONDS = 30
+
+
+def absorb(ctx: Context, round_id: str) -> None:
+    """Add every waiting update to the running sum, one after the other.
+
+    Looks again after the lease is given back: an update that came in between found it taken.
+    """
+    while not ctx.jobs.stopping() and _next_upload(ctx, round_id) is not None:
+        with lease(ctx.db, ctx.clock, Round, round_id, LEASE_SECONDS) as held:
+            if held is None:
+                return
+            while not ctx.jobs.stopping() and _absorb_one(ctx, round_id, held):
+                pass
+        if held.lost.is_set():
+            return
+
+
+Waiting = tuple[Run, Round, Contribution]
+
+
+def _next_upload(ctx: Context, round_id: str) -> Waiting | None:
+    """In the order of the names, which is that of the uploads where it matters."""
+    with ctx.db.reading() as session:
+        row = session.get(Round, round_id)
+        if row is None or store.phase_of(row) in CLOSED:
+            return None
+        for contribution in store.contributions(session, round_id):
+            if contribution.stage == Stage.UPLOADED:
+                return store.find(session, row.run), row, contribution
+    return None
+
+
+def _absorb_one(ctx: Context, round_id: str, held: Held) -> bool:
+    found = _next_upload(ctx, round_id)
+    if found is None:
+        return False
+    run, row, contribution = found
+    try:
+        opening.add_update(ctx, run, row, contribution)
+    except FileNotFoundError:
+        # The run was ended and cleaned meanwhile; or the disk lost what it had confirmed.
+        return _lost_file(ctx, found, held)
+    if not _absorbed(ctx, run.id, round_id, contribution.node, row.summed, held):
+        return False
+    opening.sum_file(ctx, run, row, row.summed).unlink(missing_ok=True)
+    round_file(ctx.files, run.id, row.number, contribution.upload or "").unlink(missing_ok=True)
+    return True
+
+
+def _absorbed(ctx: Context, run_id: str, round_id: str, node: str, summed: int, held: Held) -> bool:
+    with ctx.db.session() as session:
+        run = store.find(session, run_id, lock=True)
+        row = session.get_one(Round, round_id)
+        contribution = session.get_one(Contribution, (round_id, node))
+        waits = contribution.stage == Stage.UPLOADED and store.phase_of(row) not in CLOSED
+        if not waits or row.summed != summed or held.lost.is_set():
+            return False
+        contribution.stage, contribution.upload = Stage.ABSORBED, None
+        row.summed = summed + 1
+        session.flush()
+        progress.advance(ctx, session, run)
+    return True
+
+
+def _lost_file(ctx: Context, found: Waiting, held: Held) -> bool:
+    before, row_before, waiting = found
+    with ctx.db.session() as session:
+        run = store.find(session, before.id, lock=True)
+        row = session.get_one(Round, row_before.id)
+        contribution = session.get_one(Contribution, (row.id, waiting.node))
+        unchanged = row.summed == row_before.summed and contribution.stage == Stage.UPLOADED
+        if unchanged and store.phase_of(row) not in CLOSED and not held.lost.is_set():
+            progress.abandon(ctx, session, run, row, "an update or the sum is gone from the disk")
+            progress.advance(ctx, session, run)
+    return False
+
+
+def open_round(ctx: Context, round_id: str) -> None:
+    """Remove the masks, take the mean, write the next global model, go on to the next round."""
+    with lease(ctx.db, ctx.clock, Round, round_id, LEASE_SECONDS) as held:
+        if held is None:
+            return
+        with ctx.db.reading() as session:
+            row = session.get(Round, round_id)
+            if row is None or row.phase != "opening":
+                return
+            run = store.find(session, row.run)
+            try:
+                update = opening.mean_update(ctx, session, run, row)
+                written = opening.write_model(ctx, session, run, update)
+            except (PeerError, InvalidInput, FileNotFoundError) as error:
+                reason = getattr(error, "detail", "the sum or the model is gone from the disk")
+                written = None
+        if written is None:
+            _cannot_open(ctx, run.id, round_id, reason, held)
+        else:
+            _opened(ctx, run, row, written, held)
+
+
+def _cannot_open(ctx: Context, run_id: str, round_id: str, reason: str, held: Held) -> None:
+    with ctx.db.session() as session:
+        run = store.find(session, run_id, lock=True)
+        row = session.get_one(Round, round_id)
+        if row.phase == "opening" and not held.lost.is_set():
+            progress.abandon(ctx, session, run, row, reason)
+            progress.advance(ctx, session, run)
+
+
+def _opened(ctx: Context, before: Run, row_before: Round, written: Written, held: Held) -> None:
+    """One transaction makes the new model the run's; then the old files go."""
+    with ctx.db.session() as session:
+        run = store.find(session, before.id, lock=True)
+        row = session.get_one(Round, row_before.id)
+        if row.phase != "opening" or held.lost.is_set():
+            return
+        _record_opening(ctx, run, row, written)
+        session.flush()
+        scores = training_scores(store.contributions(session, row.id))
+        progress.close(ctx, session, row, "done", "", secure_run=run.secure)
+        store.record(
+            session,
+            run.id,
+            ctx.clock.now(),
+            "opened",
+            round=row.number,
+            **scores.model_dump(mode="json"),
+        )
+        if run.done < run.rounds:
+            progress.open_round(ctx, session, run)
+        else:
+            run.state = move_run(store.state_of(run), "evaluating")
+            progress.set_deadline(ctx, run, "train")
+            store.record(session, run.id, ctx.clock.now(), "evaluating")
+        progress.advance(ctx, session, run)
+    log.info("round opened", run=run.id, round=row.number, bytes=written.bytes)
+    _forget_round(ctx, before, row_before)
+
+
+def _record_opening(ctx: Context, run: Run, row: Round, written: Written) -> None:
+    path = opening.model_file(ctx, run, row.number + 1)
+    run.done += 1
+    run.number = row.number + 1
+    run.weights = str(path.relative_to(ctx.files.root))
+    run.weights_digest, run.weights_bytes = written.digest, written.bytes
+
+
+def _forget_round(ctx: Context, before: Run, row: Round) -> None:
+    shutil.rmtree(round_file(ctx.files, before.id, row.number, "x").parent, ignore_errors=True)
+    if before.weights.startswith("runs/"):  # the first round's lie in the registry, and stay
+        (ctx.files.root / before.weights).unlink(missing_ok=True)
+
+
+def finish(ctx: Context, run_id: str) -> None:
+    """Register the final model with its lineage and metrics; the run is finished."""
+    with lease(ctx.db, ctx.clock, Run, run_id, LEASE_SECONDS) as held:
+        if held is None:
+            return
+        with ctx.db.reading() as session:
+            run = store.find(session, run_id)
+        if run.state != "evaluating" or run.deadline is not None:
+            return
+        weights.copy(ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id))
+        with ctx.db.session() as session:
+            run = store.find(session, run_id, lock=True)
+            if run.state == "evaluating" and not held.lost.is_set():
+                _register(ctx, session, run)
+                progress.end(ctx, session, run, "finished")
+
+
+def _register(ctx: Context, session: Session, run: Run) -> None:
+    row = registry.add_version(
+        session,
+        run.model,
+        "trained",
+        run.created_by,
+        ctx.clock.now(),
+        image_size=store.request_of(run).training.image_size,
+        parent=run.version,
+        run=run.id,
+    )
+    final = final_scores(store.sites(session, run.id))
+    registry.settle(
+        row,
+        digest=run.weights_digest,
+        size=run.weights_bytes,
+        layout=Size(run.parameters, run.buffers),
+        metrics=final.model_dump(mode="json") if final else None,
+    )
+    run.final_version = row.version
+
+
+def clean(ctx: Context, run_id: str) -> None:
+    """The files of a run that has ended."""
+    with ctx.db.reading() as session:
+        run = store.find(session, run_id)
+    if not progress.ended(run):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(ctx.files.path("runs", run_id))
+    with ctx.db.session() as session:
+        store.find(session, run_id, lock=True).cleaned = True
+
+
+def deadlines(ctx: Context) -> None:
+    """Take every run whose time is up forward."""
+    with ctx.db.reading() as session:
+        due = store.due(session, ctx.clock.now())
+        active = store.active_runs(session)
+    ctx.metrics.gauge("active_runs", "Training runs that have not ended").set(active)
+    for run_id in due:
+        with ctx.db.session() as session:
+            progress.advance(ctx, session, store.find(session, run_id, lock=True))
+
+
+def resend(ctx: Context) -> None:
+    """Send again what the broker or a worker lost."""
+    with ctx.db.reading() as session:
+        now = ctx.clock.now()
+        lost = {
+            "rounds.absorb": store.wanting_absorption(session, now),
+            "rounds.open": store.wanting_opening(session, now),
+            "rounds.finish": store.wanting_finish(session, now),
+            "rounds.clean": store.wanting_cleaning(session),
+        }
+    for task, rows in lost.items():
+        for row_id in rows:
+            ctx.jobs.enqueue(task, row_id)
+
+
+TASKS: Mapping[str, Task] = {
+    "rounds.absorb": absorb,
+    "rounds.open": open_round,
+    "rounds.finish": finish,
+    "rounds.clean": clean,
+}
+SWEEPS: Mapping[str, tuple[float, Sweep]] = {
+    "rounds.deadlines": (1.0, deadlines),
+    "rounds.resend": (10.0, resend),
+}

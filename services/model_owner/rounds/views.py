@@ -1,0 +1,153 @@
+"""Rows as the reports that users read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy.orm import Session
+
+from primia.messages.rounds import Scores
+from primia.messages.runs import (
+    RoundReport,
+    RunEvent,
+    RunReport,
+    RunSummary,
+    SiteInRound,
+    SiteInRun,
+)
+from services.model_owner.rounds import store
+from services.model_owner.rounds.domain import Stage
+from services.model_owner.rounds.measures import Measure, weighted
+from services.model_owner.rounds.tables import Contribution, Event, Round, Run, Site
+
+NOTHING = Scores(samples=0)
+
+
+def mean(measures: Iterable[Measure]) -> Scores:
+    found = weighted(measures)
+    return Scores(samples=found.samples, loss=found.loss, accuracy=found.accuracy)
+
+
+def _measure(scores: Scores) -> Measure:
+    return Measure(scores.samples, scores.loss, scores.accuracy)
+
+
+def training_scores(rows: Sequence[Contribution]) -> Scores:
+    """Of local training, over the sites whose update is in the sum, or else all that trained."""
+    counted = [row for row in rows if row.stage >= Stage.ABSORBED] or rows
+    return mean(
+        Measure(int(row.report["samples"]), row.report["loss"], row.report["accuracy"])
+        for row in counted
+        if row.report
+    )
+
+
+def received_scores(rows: Sequence[Contribution]) -> Scores:
+    """Of the model that the round started from, over all sites that measured it."""
+    measured = [row.report["received"] for row in rows if row.report and row.report["received"]]
+    return mean(_measure(Scores.model_validate(scores)) for scores in measured)
+
+
+def final_scores(sites: Sequence[Site]) -> Scores | None:
+    """Of the final model; None before any site has measured it."""
+    measured = [Scores.model_validate(site.evaluation) for site in sites if site.evaluation]
+    return mean(_measure(scores) for scores in measured) if measured else None
+
+
+def summary(run: Run) -> RunSummary:
+    return RunSummary.model_validate(_summary(run))
+
+
+def _summary(run: Run) -> dict[str, object]:
+    return {
+        "id": run.id,
+        "state": run.state,
+        "reason": run.reason,
+        "model": run.model,
+        "version": run.version,
+        "final_version": run.final_version,
+        "nodes": run.request["nodes"],
+        "rounds": run.rounds,
+        "rounds_done": run.done,
+        "secure": run.secure,
+        "threshold": run.needed,
+        "created": run.created,
+        "created_by": run.created_by,
+        "ended": run.ended,
+    }
+
+
+def report(session: Session, run: Run) -> RunReport:
+    sites = store.sites(session, run.id)
+    final = final_scores(sites)
+    return RunReport.model_validate(
+        {
+            **_summary(run),
+            "request": store.request_of(run),
+            "sites": tuple(_site(site) for site in sites),
+            "final": final,
+            "reports": _rounds(session, run, final),
+        }
+    )
+
+
+def _site(site: Site) -> SiteInRun:
+    return SiteInRun(
+        node=site.node,
+        state=store.site_state(site),
+        reason=site.failed or site.reason,
+        samples=site.samples,
+        final=Scores.model_validate(site.evaluation) if site.evaluation else None,
+    )
+
+
+def _rounds(session: Session, run: Run, final: Scores | None) -> tuple[RoundReport, ...]:
+    """What a round made is what the next one received, and the last one's is evaluated."""
+    rows = store.rounds(session, run.id)
+    contributions = store.contributions_of(session, run.id)
+    reports: list[RoundReport] = []
+    result = final
+    for row in reversed(rows):
+        places = contributions.get(row.id, [])
+        reports.append(_round(row, places, result if row.phase == "done" else None))
+        received = reports[-1].received
+        result = received if received.samples else (None if row.phase == "done" else result)
+    return tuple(reversed(reports))
+
+
+def _round(row: Round, places: Sequence[Contribution], result: Scores | None) -> RoundReport:
+    return RoundReport(
+        number=row.number,
+        phase=row.phase,
+        reason=row.reason,
+        started=row.started,
+        ended=row.ended,
+        training=training_scores(places),
+        received=received_scores(places),
+        result=result,
+        sites=tuple(_place(place) for place in places),
+    )
+
+
+def _place(place: Contribution) -> SiteInRound:
+    report = place.report or {}
+    return SiteInRound.model_validate(
+        {
+            "node": place.node,
+            "stage": Stage(place.stage).name.lower(),
+            "dropped": place.dropped,
+            "samples": report.get("samples", 0),
+            "loss": report.get("loss"),
+            "accuracy": report.get("accuracy"),
+            "received": report.get("received"),
+            "seconds": report.get("seconds"),
+            "bytes_up": place.bytes_up,
+            "bytes_down": place.bytes_down,
+        }
+    )
+
+
+def event(row: Event) -> RunEvent:
+    return RunEvent(
+        id=row.id, at=row.at, kind=row.kind, round=row.round, node=row.node, detail=row.detail
+    )
