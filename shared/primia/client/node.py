@@ -11,7 +11,7 @@ import httpx
 from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import InvalidInput
-from primia.messages import inference
+from primia.messages.inference import InferenceList, InferenceResult, InferenceStatus, Result
 
 _VALIDATE_SECONDS = 600.0
 
@@ -65,8 +65,8 @@ class DataNode(Connection):
         images: Sequence[Path],
         model: str,
         version: int | None = None,
-        result: inference.Result = "label",
-    ) -> inference.InferenceStatus:
+        result: Result = "label",
+    ) -> InferenceStatus:
         """Ask for an encrypted classification of image files; returns at once."""
         fields: dict[str, str] = {"model": model, "result": result}
         if version is not None:
@@ -76,18 +76,18 @@ class DataNode(Connection):
         made = httpx.Request("POST", "http://node/", data=fields, files=files)
         headers = {"Content-Type": made.headers["Content-Type"]}
         answer = self.http.request("POST", "/inference", content=made.read(), headers=headers)
-        return self.http.parse(answer, inference.InferenceStatus)
+        return self.http.parse(answer, InferenceStatus)
 
-    def inferences(self) -> inference.InferenceList:
-        return self.http.get("/inference", inference.InferenceList)
+    def inferences(self) -> InferenceList:
+        return self.http.get("/inference", InferenceList)
 
-    def inference(self, job: str) -> inference.InferenceStatus:
-        return self.http.get(f"/inference/{job}", inference.InferenceStatus)
+    def inference(self, job: str) -> InferenceStatus:
+        return self.http.get(f"/inference/{job}", InferenceStatus)
 
     def inference_events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return self.events(f"/inference/{job}/events")
 
-    def wait_inference(self, job: str, seconds: float = 600) -> inference.InferenceStatus:
+    def wait_inference(self, job: str, seconds: float = 600) -> InferenceStatus:
         return wait_for(
             lambda: self.inference(job),
             lambda status: status.state in ("done", "failed", "cancelled"),
@@ -95,8 +95,8 @@ class DataNode(Connection):
             "The inference",
         )
 
-    def result(self, job: str) -> inference.InferenceResult:
-        return self.http.get(f"/inference/{job}/result", inference.InferenceResult)
+    def result(self, job: str) -> InferenceResult:
+        return self.http.get(f"/inference/{job}/result", InferenceResult)
 
 
 _JSON = {"Content-Type": "application/json"}

@@ -9,7 +9,10 @@ from typing import Any
 from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import Unavailable
-from primia.messages import inference, registry, rounds, runs
+from primia.messages.inference import ServeRequest, Servings
+from primia.messages.registry import ModelList, NewModel, NodeList, VersionReport
+from primia.messages.rounds import RunRequest
+from primia.messages.runs import RunPage, RunReport, RunSummary
 
 _PREPARE_SECONDS = 300.0
 
@@ -18,16 +21,16 @@ class ModelOwner(Connection):
     def __init__(self, identity: Identity, name: str, url: str) -> None:
         super().__init__(identity, name, url)
 
-    def models(self) -> registry.ModelList:
-        return self.http.get("/models", registry.ModelList)
+    def models(self) -> ModelList:
+        return self.http.get("/models", ModelList)
 
-    def create_model(self, model: registry.NewModel) -> registry.ModelReport:
-        return self.http.parse(self.http.post("/models", model), registry.ModelReport)
+    def create_model(self, model: NewModel) -> VersionReport:
+        return self.http.parse(self.http.post("/models", model), VersionReport)
 
-    def version(self, model: str, version: int) -> registry.VersionReport:
-        return self.http.get(f"/models/{model}/versions/{version}", registry.VersionReport)
+    def version(self, model: str, version: int) -> VersionReport:
+        return self.http.get(f"/models/{model}/versions/{version}", VersionReport)
 
-    def wait_version(self, model: str, version: int) -> registry.VersionReport:
+    def wait_version(self, model: str, version: int) -> VersionReport:
         """Once it is ready; raises Unavailable with the reason if it failed."""
         found = wait_for(
             lambda: self.version(model, version),
@@ -45,17 +48,17 @@ class ModelOwner(Connection):
         path = f"/models/{model}/versions/{version}/weights"
         self.http.download(path, target, report.bytes or 0)
 
-    def nodes(self) -> registry.NodeList:
-        return self.http.get("/nodes", registry.NodeList)
+    def nodes(self) -> NodeList:
+        return self.http.get("/nodes", NodeList)
 
-    def start_run(self, request: rounds.RunRequest) -> runs.RunSummary:
-        return self.http.parse(self.http.post("/rounds", request), runs.RunSummary)
+    def start_run(self, request: RunRequest) -> RunSummary:
+        return self.http.parse(self.http.post("/rounds", request), RunSummary)
 
-    def runs(self) -> runs.RunPage:
-        return self.http.get("/rounds", runs.RunPage)
+    def runs(self) -> RunPage:
+        return self.http.get("/rounds", RunPage)
 
-    def run(self, run: str) -> runs.RunReport:
-        return self.http.get(f"/rounds/{run}", runs.RunReport)
+    def run(self, run: str) -> RunReport:
+        return self.http.get(f"/rounds/{run}", RunReport)
 
     def cancel_run(self, run: str) -> None:
         self.http.delete(f"/rounds/{run}")
@@ -63,16 +66,14 @@ class ModelOwner(Connection):
     def run_events(self, run: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return self.events(f"/rounds/{run}/events")
 
-    def serve(
-        self, model: str, version: int, request: inference.ServeRequest
-    ) -> inference.Servings:
+    def serve(self, model: str, version: int, request: ServeRequest) -> Servings:
         answer = self.http.post(f"/models/{model}/versions/{version}/serve", request)
-        return self.http.parse(answer, inference.Servings)
+        return self.http.parse(answer, Servings)
 
-    def servings(self, model: str, version: int) -> inference.Servings:
-        return self.http.get(f"/models/{model}/versions/{version}/serve", inference.Servings)
+    def servings(self, model: str, version: int) -> Servings:
+        return self.http.get(f"/models/{model}/versions/{version}/serve", Servings)
 
-    def wait_served(self, model: str, version: int) -> inference.Servings:
+    def wait_served(self, model: str, version: int) -> Servings:
         """Once every kind of result is served; raises Unavailable with the reason if one failed."""
         found = wait_for(
             lambda: self.servings(model, version),
