@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import uvicorn
 from fastapi import APIRouter, Depends, Request, Response
+
 from primia.aggregation import plain, server, wire
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
@@ -29,7 +30,6 @@ from primia.learning.layout import write_state
 from primia.learning.models import create_model, flatten, spec_layout
 from primia.learning.spec import ModelSpec
 from primia.messages import rounds as messages
-
 from services.model_owner.settings import ModelOwnerSettings
 from services.model_owner.tables import Base
 from tests.support.servers import free_port, wait_until

@@ -5,24 +5,22 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from primia.messages.common import Message, Name
 from services.data_node.datasets.domain import BadFiles, Kind, State
 from services.data_node.datasets.store import Dataset, DatasetProblem
-
-_EXAMPLE = {
-    "name": "chest-2024",
-    "path": "/srv/radiographs/chest-2024",
-    "bad_files": "strict",
-}
 
 
 class DatasetRequest(Message):
     """A folder with one subfolder a class, or a CSV with the columns path, label and, if known,
     patient. Both lie below a folder that the operator has opened for registration."""
 
-    model_config = {"json_schema_extra": {"examples": [_EXAMPLE]}}
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "chest-2024", "path": "/srv/radiographs/chest-2024"}]
+        }
+    )
 
     name: Name
     path: str | None = Field(default=None, max_length=4096, description="folder of class folders")

@@ -16,7 +16,7 @@ from services.data_node.datasets.store import Dataset
 log = get_logger(__name__)
 
 
-class _Stopped(Exception):  # noqa: TRY002  # never leaves this module
+class _Stopped(Exception):  # never leaves this module
     """The worker is asked to end; the sweep starts the validation again elsewhere."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -140,7 +141,8 @@ def _score(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Score
     if data is None:
         return Scores(samples=0)
     found = evaluate_on(module, data, device="auto", should_stop=_asking(stop))
-    return Scores(samples=found.samples, loss=found.loss, accuracy=found.accuracy)
+    loss = found.loss if math.isfinite(found.loss) else None
+    return Scores(samples=found.samples, loss=loss, accuracy=found.accuracy)
 
 
 def _asking(stop: Stop) -> Callable[[], bool]:

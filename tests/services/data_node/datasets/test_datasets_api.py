@@ -109,7 +109,9 @@ def test_data_sets_are_for_users_alone(client: TestClient, cast: Cast, issuer: s
         ("GET", "/datasets/x/problems"),
         ("DELETE", "/datasets/x"),
     ):
-        answer = client.request(method, path, headers=headers, json={} if method == "POST" else None)
+        answer = client.request(
+            method, path, headers=headers, json={} if method == "POST" else None
+        )
         assert answer.status_code == 403, (method, path)
 
 

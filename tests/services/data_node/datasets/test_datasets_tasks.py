@@ -45,9 +45,7 @@ def test_a_file_that_is_no_image_rejects_and_is_named(lite_node: Context, images
     (root / "viral" / "person9_x.png").write_text("no image at all")
     row, problems = validated(lite_node, root)
     assert (row.state, row.errors) == ("rejected", 1)
-    assert problems == [
-        ("viral/person9_x.png", "error", "is not an image in a format we read")
-    ]
+    assert problems == [("viral/person9_x.png", "error", "is not an image in a format we read")]
 
 
 def test_it_can_be_skipped(lite_node: Context, images_root: Path):

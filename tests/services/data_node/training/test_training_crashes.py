@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.services.data_node.training.conftest import fetch, item_row, run_row, turn
-from tests.support.owner_double import RUN
 
 from primia.errors import PeerUnavailable, StorageFull
 from primia.messages import rounds as messages
 from services.data_node.training import delivery, intake, steps, store, tasks
 from services.data_node.training.steps import Job
+from tests.services.data_node.training.conftest import fetch, item_row, run_row, turn
+from tests.support.owner_double import RUN
 
 KINDS = ["report", "envelopes", "update", "confirmation", "shares"]
 

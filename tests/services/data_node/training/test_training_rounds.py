@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.services.data_node.training.conftest import NAMES, item_row, run_row, turn
-from tests.support.owner_double import RUN
 
 from primia.aggregation.quantise import tolerance
 from primia.messages import rounds as messages
 from services.data_node.datasets import store as datasets
 from services.data_node.training import store
 from services.data_node.training.approval import BUSY
+from tests.services.data_node.training.conftest import NAMES, item_row, run_row, turn
+from tests.support.owner_double import RUN
 
 SECURE_ROUND = ["report", "envelopes", "update", "confirmation", "shares"]
 
