@@ -51,7 +51,7 @@ from primia.mpc.operations import (
     SumPool,
 )
 from primia.mpc.oracle import encode, evaluate
-from primia.mpc.plan import Plan
+from primia.mpc.plan import RESULTS, Plan
 
 Result = Literal["scores", "label"]
 
@@ -73,6 +73,8 @@ def compile_model(
     BatchNorm's statistics promise of a layer, and stand in where a model has none.
     Raises UnsupportedModel naming the layer; InvalidInput for unusable arguments.
     """
+    if result not in RESULTS:
+        raise InvalidInput(f"The result is {result!r}; it must be 'scores' or 'label'.")
     images = _check_arguments(input_shape, calibration, activation_bits)
     graph = fold(trace(module, input_shape))
     _check_readers(graph)

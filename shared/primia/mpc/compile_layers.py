@@ -52,6 +52,8 @@ class Call:
     def kind(self) -> str:
         if self.module is not None:
             return type(self.module).__name__
+        if self._node.op == "get_attr":
+            return "parameter"
         target = self._node.target
         return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
@@ -99,6 +101,8 @@ def translation(node: TorchNode, call: Call) -> Translate | None:
         return _FUNCTIONS.get(cast(Any, node.target))
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
+    if node.op == "get_attr":
+        raise call.refuse("a tensor of the module is used outside of a torch.nn layer")
     return None
 
 

@@ -112,6 +112,7 @@ class _Translator:
 
     def _name(self, node: TorchNode) -> str:
         """The module's path (a later call of the same module gets a number), or fx's name."""
-        name = str(node.target) if node.op == "call_module" else node.name
+        own = node.op in ("call_module", "get_attr")
+        name = str(node.target) if own else node.name
         count = self._names[name] = self._names.get(name, 0) + 1
         return name if count == 1 else f"{name}/{count}"

@@ -1,0 +1,252 @@
+"""Whole models: the oracle on the compiled model against the float model."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from primia.errors import InvalidInput, UnsupportedModel
+from primia.learning.models import create_model
+from primia.learning.spec import ModelSpec
+from primia.learning.vision import torchvision_models
+from primia.mpc.compile import compile_model
+from primia.mpc.compiled import CompiledModel
+from primia.mpc.oracle import decode_scores, encode, evaluate, nearest
+from primia.mpc.plan import MaxPool, Plan, Relu
+from tests.support.inference import words
+from tests.support.networks import LeNet, float_scores, images, residual, settle, small_cnn, vgg
+
+# Logits of these networks spread by about 0.5, as in the protocol's own measurements.
+CLOSE = 0.01
+
+
+def resnet18(channels):
+    module = torchvision_models().resnet18(weights=None, num_classes=3)
+    if channels == 1:
+        module.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return module
+
+
+def compiled_scores(model, batch, masks=None):
+    found = evaluate(model, encode(model.plan, batch), masks or nearest(model.plan))
+    assert max(found.peaks.values()) < 0.5
+    return decode_scores(model.plan, found.scores)
+
+
+def random_masks(layer, shape):
+    return words(sum(layer.encode()), shape)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64), (1, 96)])
+def test_resnet18_keeps_its_scores(channels, size):
+    shape = (channels, size, size)
+    module = settle(resnet18(channels), shape, passes=4)
+    batch = images(shape, 4, seed=7)
+    model = compile_model(module, shape)
+    wanted = float_scores(module, batch)
+    assert 0.1 < np.ptp(wanted, axis=1).max() < 3
+    for masks in (None, random_masks):
+        found = compiled_scores(model, batch, masks)
+        assert np.abs(found - wanted).max() < CLOSE
+        np.testing.assert_array_equal(found.argmax(axis=1), wanted.argmax(axis=1))
+    assert model.plan.requests == 22
+    assert len(model.weights) == 21
+
+
+@pytest.mark.slow
+def test_resnet18_at_224_keeps_its_scores_and_its_costs():
+    shape = (3, 224, 224)
+    module = settle(resnet18(3), shape, passes=1)
+    model = compile_model(module, shape)
+    batch = images(shape, 1, seed=7)
+    assert np.abs(compiled_scores(model, batch) - float_scores(module, batch)).max() < CLOSE
+    bill = model.plan.bill()
+    assert (bill.requests, bill.comparisons) == (22, 2_899_456)
+    assert bill.request_bytes + bill.response_bytes < 37e6
+    assert bill.key_bytes < 0.75e9
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (residual, (3, 32, 32)),
+        (residual, (3, 40, 24)),
+        (vgg, (3, 32, 32)),
+        (small_cnn, (1, 16, 16)),
+        (lambda: LeNet(size=20), (1, 20, 20)),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)),
+         (1, 4, 4)),
+    ],
+    ids=["residual", "not square", "vgg with norms", "small cnn", "lenet", "perceptron"],
+)  # fmt: skip
+def test_models_compile_without_calibration(build, shape):
+    torch.manual_seed(2)
+    module = settle(build(), shape)
+    batch = images(shape, 6, seed=8)
+    wanted = float_scores(module, batch)
+    found = compiled_scores(compile_model(module, shape), batch, random_masks)
+    assert np.abs(found - wanted).max() < CLOSE
+
+
+def test_the_grid_s_own_small_model_compiles():
+    spec = ModelSpec(
+        architecture="small_cnn", channels=1, image_size=32, classes=("a", "b"), seed=3
+    )
+    module = create_model(spec)
+    settle(module, (1, 32, 32))
+    batch = images((1, 32, 32), 4)
+    found = compiled_scores(compile_model(module, (1, 32, 32)), batch)
+    assert np.abs(found - float_scores(module, batch)).max() < CLOSE
+
+
+def deep_vgg():
+    """Too deep for interval bounds: no BatchNorm anywhere."""
+    layers, given_width = [], 3
+    for width in (16, 16, 32, 32, 32, 32):
+        layers += [nn.Conv2d(given_width, width, 3, padding=1), nn.ReLU()]
+        given_width = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+
+
+def test_a_deep_model_without_norms_needs_calibration():
+    shape = (3, 16, 16)
+    module = settle(deep_vgg(), shape)
+    with pytest.raises(
+        UnsupportedModel, match=r"'(8|10)' cannot keep 2 bits of headroom"
+    ) as caught:
+        compile_model(module, shape)
+    assert "calibration" in caught.value.hint
+    model = compile_model(module, shape, calibration=images(shape, 8, seed=20))
+    batch = images(shape, 6, seed=21)
+    found = compiled_scores(model, batch)
+    assert np.abs(found - float_scores(module, batch)).max() < CLOSE
+
+
+def test_calibration_beyond_the_statistics_costs_weight_bits():
+    shape = (3, 32, 32)
+    module = settle(residual(), shape)
+    plain, wide = (
+        compile_model(module, shape, calibration=size * images(shape, 2)) for size in (1, 60)
+    )
+    first = [model.plan.ops[0].weight_bits for model in (plain, wide)]
+    assert plain.plan.digest() == compile_model(module, shape).plan.digest()
+    assert first[1] < first[0]
+
+
+def test_a_model_that_cannot_keep_headroom_is_refused_by_name():
+    shape = (3, 32, 32)
+    module = settle(residual(), shape)
+    with torch.no_grad():
+        module[5].bn1.weight.fill_(3e4)
+        module[5].conv1.weight.mul_(1e5)
+    with pytest.raises(UnsupportedModel, match=r"'5.conv1' cannot keep") as caught:
+        compile_model(module, shape)
+    assert caught.value.extra["layer"] == "5.conv1"
+
+
+def test_the_plan_of_a_residual_network():
+    model = compile_model(settle(residual(), (3, 32, 32)), (3, 32, 32))
+    plan = model.plan
+    assert [op.layer for op in plan.ops[:3]] == ["0", "3", "2"]  # ReLU moved behind the pooling
+    pool = plan.ops[1]
+    assert isinstance(pool, MaxPool)
+    assert pool.drop_low == plan.scales()[2] - 10 - 2
+    scales = plan.scales()
+    for index, op in enumerate(plan.ops):
+        if isinstance(op, Relu):
+            last = index == max(i for i, o in enumerate(plan.ops) if isinstance(o, Relu))
+            assert scales[index + 1] == (8 if last else 10)  # 4 x 4 average behind the last
+    assert {op.layer for op, _ in plan.linear()} == set(model.weights)
+    assert Plan.parse(plan.to_json()) == plan
+    assert CompiledModel.from_bytes(model.to_bytes()).plan.digest() == plan.digest()
+
+
+@pytest.mark.parametrize("result", ["scores", "label"])
+def test_the_result_is_part_of_the_plan(result):
+    module = settle(small_cnn(), (1, 16, 16))
+    plan = compile_model(module, (1, 16, 16), result=result).plan
+    assert plan.result == result
+    assert len(plan.gates()) == 4 + (result == "label")
+
+
+def test_compiling_is_deterministic_and_leaves_the_module_alone():
+    module = settle(residual(), (3, 32, 32))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    first, second = (compile_model(module, (3, 32, 32)) for _ in range(2))
+    assert first.to_bytes() == second.to_bytes()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not module.training
+
+
+@pytest.mark.parametrize("bits", [8, 11, 12])
+def test_activation_bits_can_be_chosen(bits):
+    module = settle(residual(), (3, 32, 32))
+    model = compile_model(module, (3, 32, 32), activation_bits=bits)
+    assert model.plan.activation_bits == bits
+    batch = images((3, 32, 32), 4)
+    found = compiled_scores(model, batch)
+    assert np.abs(found - float_scores(module, batch)).max() < 4 * CLOSE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"input_shape": (16, 16)}, "not .channels, height, width"),
+        ({"input_shape": (1, 0, 16)}, "not .channels, height, width"),
+        ({"activation_bits": 3}, "from 4 to 16"),
+        ({"activation_bits": 17}, "from 4 to 16"),
+        ({"calibration": np.zeros((1, 1, 8, 8))}, "Calibration images are"),
+        ({"calibration": np.zeros((0, 1, 16, 16))}, "Calibration images are"),
+        ({"calibration": np.full((1, 1, 16, 16), np.nan)}, "not finite"),
+        ({"result": "logits"}, "'scores' or 'label'"),
+    ],
+)
+def test_unusable_arguments_are_refused(arguments, match):
+    module = settle(small_cnn(), (1, 16, 16))
+    shape = arguments.pop("input_shape", (1, 16, 16))
+    with pytest.raises(InvalidInput, match=match):
+        compile_model(module, shape, **arguments)
+
+
+@st.composite
+def networks(draw):
+    """Random small networks: convolutions with or without norm, pooling, averages."""
+    layers, channels, size = [], draw(st.integers(1, 2)), draw(st.integers(8, 12))
+    shape = (channels, size, size + draw(st.integers(0, 2)))
+    for _ in range(draw(st.integers(1, 3))):
+        kernel, width = draw(st.sampled_from([1, 3])), 4
+        groups = draw(st.sampled_from([1, 2])) if channels % 2 == 0 else 1
+        padding = draw(st.integers(0, kernel // 2))
+        stride = draw(st.integers(1, 2)) if size > 6 else 1
+        layers.append(nn.Conv2d(channels, width, kernel, stride, padding, groups=groups))
+        layers += [nn.BatchNorm2d(width)] if draw(st.booleans()) else []
+        layers.append(nn.ReLU())
+        size = (size + 2 * padding - kernel) // stride + 1
+        pool = draw(st.sampled_from([None, nn.MaxPool2d(2), nn.AvgPool2d(2, 1)]))
+        if pool is not None and size >= 6:
+            layers.append(pool)
+            size = size // 2 if isinstance(pool, nn.MaxPool2d) else size - 1
+        channels = width
+        if size < 4:
+            break
+    features = draw(st.sampled_from([[], [nn.AdaptiveAvgPool2d(1)]]))
+    body = nn.Sequential(*layers, *features, nn.Flatten())
+    with torch.no_grad():
+        count = body.eval()(torch.zeros(1, *shape)).shape[1]
+    return nn.Sequential(*body, nn.Linear(count, 3)), shape
+
+
+@given(network=networks(), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_random_networks_keep_their_scores(network, seed):
+    module, shape = network
+    settle(module, shape, seed)
+    batch = images(shape, 3, seed)
+    wanted = float_scores(module, batch)
+    for calibration in (None, batch):
+        model = compile_model(module, shape, calibration=calibration)
+        found = compiled_scores(model, batch, random_masks)
+        assert np.abs(found - wanted).max() < 2 * CLOSE * max(1.0, np.ptp(wanted))
