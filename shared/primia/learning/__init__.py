@@ -16,7 +16,8 @@ With torch, for workers:
 - ``vision``: the only door to torchvision and torchmetrics
 - ``models``: ``create_model(spec)``, ``load_model(spec, vector)``, ``flatten``, ``unflatten``,
   ``state_layout(module)``, ``spec_layout(spec)``
-- ``training``: ``ImageData.of(pixels, labels, spec)``, ``train_locally(module, data, config, seed)``,
-  ``evaluate(module, data)``, ``predict(module, data)``, ``local_seed(run_seed, round, node)``
+- ``training``: ``ImageData.of(pixels, labels, spec)``, ``evaluate(module, data)``,
+  ``train_locally(module, data, config, seed)``, ``predict(module, data)``,
+  ``local_seed(run_seed, round, node)``
 - ``augmentation``: ``augment(images, generator)``
 """
