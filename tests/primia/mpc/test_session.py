@@ -1,0 +1,136 @@
+"""Whole sessions in one process, against plain integers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from primia.fixed_point import encode
+from primia.mpc.frames import HEADER_BYTES, offline_size, request_size, response_size
+from tests.support.inference import Builder, Session, plain, resnet18, signed, weights_for
+
+
+def image_for(plan, batch, number=9):
+    return signed(number, (batch, *plan.input_shape), 10) / 256
+
+
+def fixed(plan, image):
+    return encode(image, plan.activation_bits).view(np.int32).astype(np.int64)
+
+
+def small_plan(result="scores", classes=3, size=8):
+    b = Builder((2, size, size))
+    x = b.relu(b.max_pool(b.conv(0, 4, 3, 1, 1)))
+    y = b.conv(b.relu(b.conv(x, 4)), 4)
+    x = b.relu(b.add(y, x, 0, 4))
+    b.head(x, classes)
+    return b.plan(8, result)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scores_equal_the_plain_integers_given_the_masks(batch):
+    plan = small_plan()
+    weights, image = weights_for(plan, 100), image_for(plan, batch)
+    session = Session(plan, weights, batch)
+    scores = session.run(image)
+    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    assert scores.shape == (batch, 3)
+    np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 11])
+def test_labels_equal_the_plain_argmax(classes):
+    plan = small_plan("label", classes)
+    weights, image = weights_for(plan, 200), image_for(plan, 5)
+    session = Session(plan, weights, 5)
+    labels = session.run(image)
+    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, expected.argmax(axis=1))
+
+
+@pytest.mark.parametrize("ties", [(0, 1), (1, 2), (0, 3), (2, 4), (0, 1, 2, 3, 4)])
+def test_a_tie_goes_to_the_first_class(ties):
+    plan = small_plan("label", 5)
+    weights = weights_for(plan, 300)
+    head = weights[plan.ops[-1].layer]
+    head.weight[:] = 0
+    head.bias[:] = -5
+    head.bias[list(ties)] = 7
+    assert Session(plan, weights).run(image_for(plan, 1)).tolist() == [ties[0]]
+
+
+@st.composite
+def plans(draw):
+    """Random small networks with every operation the plan knows."""
+    b = Builder((2, draw(st.integers(7, 12)), 9), draw(st.integers(2, 6)))
+    groups, kernel = draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
+    x = b.conv(0, 4, kernel, draw(st.integers(1, 2)), kernel // 2, groups)
+    if draw(st.booleans()):
+        x = b.max_pool(x, draw(st.integers(1, 3)), draw(st.integers(1, 2)), 0)
+    x = b.relu(x, draw(st.integers(0, b.weight_bits)))
+    if draw(st.booleans()):
+        x = b.max_pool(x, 2, 1, 1)
+    if draw(st.booleans()):
+        y = b.conv(x, 4, 3, 1, 1)
+        x = b.relu(b.add(y, x, 0, b.weight_bits))
+    b.head(x, 3)
+    return b.plan(6, draw(st.sampled_from(["scores", "label"])))
+
+
+@settings(deadline=None, max_examples=25)
+@given(plan=plans(), number=st.integers(0, 2**32), batch=st.integers(1, 2))
+def test_random_plans_equal_plain_integers(plan, number, batch):
+    weights, image = weights_for(plan, number, 4), image_for(plan, batch, number + 77) / 4
+    session = Session(plan, weights, batch, root=number, mask=number + 1)
+    result = session.run(image)
+    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    if plan.result == "label":
+        np.testing.assert_array_equal(result, expected.argmax(axis=1))
+    else:
+        np.testing.assert_array_equal(result, expected / 2.0 ** plan.scales()[-1])
+
+
+def test_every_message_has_its_stated_size():
+    plan = small_plan("label", 5)
+    session = Session(plan, weights_for(plan, 1), 2)
+    session.run(image_for(plan, 2))
+    assert len(session.requests) == plan.requests == len(plan.gates()) + 1
+    assert len(session.offline) == offline_size(plan, 2)
+    for i, (request, response) in enumerate(zip(session.requests, session.responses, strict=True)):
+        assert len(request) == request_size(plan, 2, i)
+        assert len(response) == response_size(plan, 2, i)
+    bill = plan.bill(2)
+    assert sum(map(len, session.requests)) == bill.request_bytes + HEADER_BYTES * bill.requests
+    assert sum(map(len, session.responses)) == bill.response_bytes + HEADER_BYTES * bill.requests
+
+
+def test_resnet_18_takes_22_requests():
+    plan = resnet18(32, drop_low=0)
+    weights, image = weights_for(plan, 5, 12), image_for(plan, 1)
+    session = Session(plan, weights)
+    scores = session.run(image)
+    assert len(session.requests) == plan.requests == 22
+    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    assert np.abs(expected).max() > 2**20  # the values did not die away on their way
+    np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
+
+
+def test_dropped_bits_and_truncation_cost_little():
+    """Against exact integers without masks: within 0.01 of the scores."""
+    plan = resnet18(32)
+    weights, image = weights_for(plan, 5, 12), image_for(plan, 1)
+    scores = Session(plan, weights).run(image)
+    exact = plain(resnet18(32, drop_low=0), weights, fixed(plan, image)) / 2.0**25
+    assert np.abs(scores - exact).max() < 0.01
+
+
+def test_a_relu_costs_12_and_a_quarter_bytes():
+    plan = resnet18(224)
+    assert plan.requests == 22
+    assert sum(gate.comparisons for gate in plan.gates()) == 2_899_456
+    relus = [gate for gate in plan.gates() if gate.shift]
+    assert len(relus) == 17
+    for gate in relus:
+        bits = 8 * (gate.request_bytes(1) + gate.response_bytes(1))
+        assert bits == gate.comparisons * 98  # 12.25 bytes
