@@ -93,6 +93,8 @@ def encode(
     Raises ``InvalidUpdate`` like ``exponents``, and if a value exceeds the round's ``bounds``.
     """
     check_update(update, groups)
+    if out.dtype != np.dtype("<u4") or out.shape != update.shape:
+        raise ValueError("the encoded update goes into a uint32 vector of the update's length")
     signed = out.view(np.int32)
     for (name, span), exponent in zip(groups.spans(), bounds, strict=True):
         factor = samples * math.ldexp(1.0, fraction_bits(exponent)) / total
