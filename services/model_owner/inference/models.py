@@ -1,0 +1,49 @@
+"""Compiled models: their files, and the few that a worker keeps prepared in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from primia.chassis.files import Files
+from primia.mpc.compiled import CompiledModel
+from primia.mpc.owner import PreparedModel
+
+_FOLDER = "compiled"
+
+
+def weights_path(files: Files, plan_id: str) -> Path:
+    """The compiled weights: the owner's secret."""
+    return files.path(_FOLDER, f"{plan_id}.safetensors")
+
+
+def opening_path(files: Files, plan_id: str) -> Path:
+    """E = W - A, which every data node may have."""
+    return files.path(_FOLDER, f"{plan_id}.opening")
+
+
+def remove(files: Files, plan_id: str) -> None:
+    for path in (weights_path(files, plan_id), opening_path(files, plan_id)):
+        path.unlink(missing_ok=True)
+
+
+class PreparedModels:
+    """The latest used compiled models, ready for sessions; loads what is not there."""
+
+    def __init__(self, files: Files, capacity: int = 4) -> None:
+        self._files = files
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._models: OrderedDict[str, PreparedModel] = OrderedDict()
+
+    def get(self, plan_id: str) -> PreparedModel:
+        with self._lock:
+            if plan_id not in self._models:
+                data = weights_path(self._files, plan_id).read_bytes()
+                compiled = CompiledModel.from_bytes(data)
+                self._models[plan_id] = PreparedModel(compiled.plan, compiled.weights)
+            self._models.move_to_end(plan_id)
+            while len(self._models) > self._capacity:
+                self._models.popitem(last=False)
+            return self._models[plan_id]

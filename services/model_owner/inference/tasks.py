@@ -1,0 +1,30 @@
+"""Celery entry points of party 0's side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from primia.chassis.context import Context
+from primia.chassis.jobs import Sweep, Task
+from services.model_owner.inference import serving, sessions, store
+
+
+def resend(ctx: Context) -> None:
+    with ctx.db.reading() as session:
+        waiting = store.to_compile(session)
+    for plan_id in waiting:
+        ctx.jobs.enqueue("inference.compile", plan_id)
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "inference.compile": serving.compile_plan,
+        "inference.withdraw": serving.withdraw,
+        "inference.open": sessions.open_session,
+        "inference.burn": sessions.burn,
+    }
+)
+SWEEPS: Mapping[str, tuple[float, Sweep]] = MappingProxyType(
+    {"inference.resend": (10.0, resend), "inference.watch": (10.0, sessions.watch)}
+)
