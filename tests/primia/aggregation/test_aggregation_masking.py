@@ -88,19 +88,9 @@ def hexadecimal(mask: Mask) -> str:
 
 
 def test_frozen_masks() -> None:
-    assert hexadecimal(pairwise(ALICE, BOB)) == [
-        "0x9469af46",
-        "0x4809bb7e",
-        "0x1a35b057",
-        "0xe0b93d25",
-    ]
+    assert hexadecimal(pairwise(ALICE, BOB)) == "9469af46 4809bb7e 1a35b057 e0b93d25"
     own = self_mask(secrets_of(ALICE).self_mask(), FEDERATION.roster)
-    assert hexadecimal(own) == [
-        "0xa916d9fa",
-        "0x97737c89",
-        "0x7fdfef6e",
-        "0xea960872",
-    ]
+    assert hexadecimal(own) == "a916d9fa 97737c89 7fdfef6e ea960872"
 
 
 def test_the_masked_vector_is_the_papers_formula() -> None:

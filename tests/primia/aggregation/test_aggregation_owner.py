@@ -15,6 +15,7 @@ from primia.aggregation.envelopes import Kind
 from primia.aggregation.errors import BelowThreshold, InconsistentRound, InvalidSignature
 from primia.aggregation.keys import Advertisement
 from primia.aggregation.opening import recover
+from primia.aggregation.state import NodeState
 from primia.aggregation.survivors import Outcome, Reveal
 from primia.aggregation.terms import RoundId
 from primia.errors import MalformedMessage, PeerError, UnexpectedMessage
@@ -250,7 +251,7 @@ def test_a_dealer_of_shares_that_fit_no_secret_is_named(
     assert caught.value.extra["node"] == ALICE
 
 
-def liar() -> client.NodeState:
+def liar() -> NodeState:
     class Lying(type(ADVERTISED.states[ALICE].secrets)):  # type: ignore[misc]
         def self_mask(self) -> Seed:
             return Seed(bytes(16))
