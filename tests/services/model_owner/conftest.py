@@ -1,0 +1,115 @@
+"""A model owner as a real process has it: migrated database, keys, enrolled principals, the app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from primia.chassis import migrate
+from primia.chassis.app import create_app
+from primia.chassis.clock import Clock
+from primia.chassis.context import Context
+from primia.chassis.service import Service
+from services.model_owner.registry import api as registry_api
+from services.model_owner.rounds import api as rounds_api
+from services.model_owner.rounds import node_api, nodes_api
+from services.model_owner.settings import ModelOwnerSettings
+from services.model_owner.tables import Base
+from tests.services.model_owner.federation import Federation
+from tests.support.contexts import Cast
+
+MIGRATIONS = Path("services/model_owner/migrations")
+
+
+class MovableClock(Clock):
+    """The real time, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+    def forward(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+def model_owner_service() -> Service:
+    return Service(
+        kind="model_owner",
+        title="Model owner",
+        summary="",
+        settings=ModelOwnerSettings,
+        metadata=Base.metadata,
+        migrations=MIGRATIONS,
+        routers=[
+            registry_api.router,
+            rounds_api.router,
+            node_api.router,
+            nodes_api.router,
+        ],
+        tasks={},
+        sweeps={},
+    )
+
+
+@pytest.fixture
+def make_owner(cast: Cast, broker_url: str):
+    """make_owner(database_url, **settings) -> a context with a migrated database."""
+    made: list[Context] = []
+
+    def make(database_url: str | None = None, **settings) -> Context:
+        ctx = cast.context(
+            "model_owner", "model-owner", ModelOwnerSettings, broker_url, database_url, **settings
+        )
+        ctx.clock = MovableClock()
+        migrate.upgrade(ctx.db, MIGRATIONS)
+        made.append(ctx)
+        return ctx
+
+    yield make
+    for ctx in made:
+        ctx.close()
+
+
+@pytest.fixture
+def owner(make_owner, database_url: str) -> Context:
+    """On SQLite and on PostgreSQL."""
+    return make_owner(database_url)
+
+
+@pytest.fixture
+def lite_owner(make_owner) -> Context:
+    return make_owner()
+
+
+@pytest.fixture
+def app_of():
+    """app_of(ctx) -> a client of the real app; headers say who calls."""
+    opened: list[TestClient] = []
+
+    def make(ctx: Context) -> TestClient:
+        client = TestClient(create_app(model_owner_service(), ctx), raise_server_exceptions=False)
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield make
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def federation(lite_owner: Context, cast: Cast, app_of) -> Iterator[Federation]:
+    """The owner on SQLite, with three enrolled nodes and a ready model."""
+    return Federation(lite_owner, cast, app_of(lite_owner))
+
+
+@pytest.fixture
+def each_federation(owner: Context, cast: Cast, app_of) -> Iterator[Federation]:
+    """The same on SQLite and on PostgreSQL."""
+    return Federation(owner, cast, app_of(owner))
