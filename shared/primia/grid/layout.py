@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Member:
     port: int
     broker_port: int
     broker_password: str
+    database_url: str | None = None
 
     @property
     def url(self) -> str:
@@ -85,6 +86,8 @@ class Grid:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
+        if member.database_url is not None:
+            values["DATABASE_URL"] = member.database_url
         if member.role == "data_node":
             roots = [str(self.home(member) / "images"), *map(str, data_roots)]
             values |= {
@@ -120,8 +123,11 @@ def load(root: Path) -> Grid:
     return Grid(root, tuple(Member(**member) for member in document["members"]))
 
 
-def create(root: Path) -> Grid:
-    """Make keys, enrol everybody with everybody who must know them, choose free ports."""
+def create(root: Path, databases: Mapping[str, str] | None = None) -> Grid:
+    """Make keys, enrol everybody with everybody who must know them, choose free ports.
+
+    ``databases``: member -> URL; a member without one uses SQLite in its directory.
+    """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     root.chmod(0o700)
     ports = _free_ports(2 * (2 + len(NODES)))
@@ -131,7 +137,15 @@ def create(root: Path) -> Grid:
         *((node, "data_node", "data_node") for node in NODES),
     ]
     members = tuple(
-        Member(name, kind, role, ports.pop(), ports.pop(), fresh_bytes(16).hex())
+        Member(
+            name,
+            kind,
+            role,
+            ports.pop(),
+            ports.pop(),
+            fresh_bytes(16).hex(),
+            (databases or {}).get(name),
+        )
         for name, kind, role in kinds
     )
     grid = Grid(root, members)
