@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from primia.chassis.settings import ServiceSettings
 from pydantic import Field
+
+from primia.chassis.settings import ServiceSettings
 
 
 class CryptoProviderSettings(ServiceSettings):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
+from pydantic import Field, model_validator
+
 from primia.chassis.settings import ServiceSettings
 from primia.messages.common import Name
-from pydantic import Field, model_validator
 
 
 class DataNodeSettings(ServiceSettings):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from rich.console import RenderableType
 
 from primia.cli import output, profile
 from primia.cli.dataset import Node
@@ -36,7 +37,7 @@ def infer(
     output.show(found, form, lambda: _table(found, status))
 
 
-def _table(found: InferenceResult, status: InferenceStatus) -> object:
+def _table(found: InferenceResult, status: InferenceStatus) -> RenderableType:
     classes = list((found.predictions[0].scores or {}).keys())
     lines = [
         (p.image, p.label, *(output.number((p.scores or {})[name]) for name in classes))

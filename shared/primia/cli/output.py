@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -35,7 +35,7 @@ def console() -> Console:
     return Console()
 
 
-def show(value: BaseModel | Any, form: Format, table: Callable[[], Table | str]) -> None:
+def show(value: BaseModel | Any, form: Format, table: Callable[[], RenderableType]) -> None:
     """Print the value as JSON, or the table made of it."""
     if form is Format.JSON:
         document = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -72,7 +72,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def fail(text: str, status: int = 1) -> Any:
+def fail(text: str, status: int = 1) -> NoReturn:
     Console(stderr=True, soft_wrap=True).print(
         f"[red]primia:[/red] {escape(' '.join(text.split()))}"
     )
