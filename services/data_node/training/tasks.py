@@ -69,6 +69,8 @@ def _failed(job: Job, item: WorkItem, error: PrimiaError) -> None:
 
 def _fail(job: Job, item: WorkItem, failure: Failure, detail: str) -> None:
     """Answer the item with a failure; ``detail`` is for this institution's eyes."""
+    number = domain.item_round(item) if item.kind in domain.SECURE_STEPS else 0
+    failure = failure.model_copy(update={"round": number or None})
 
     def change(session: Session) -> None:
         run = session.get(Run, item.run, with_for_update=True)

@@ -173,7 +173,8 @@ def test_training_that_diverges_uploads_nothing(federation):
     grid.until("decision")
     grid.owner.weights[1] = grid.owner.weights[1] * np.float32(1e30)
     turn(grid.nodes[0])
-    assert failure(grid) == messages.Failure(code="invalid-update", detail="Update refused.")
+    told = messages.Failure(code="invalid-update", detail="Update refused.", round=1)
+    assert failure(grid) == told
     assert ("node-a", "report", 1) not in grid.owner.answers
 
 
@@ -369,5 +370,5 @@ def test_what_breaks_unexpectedly_is_told_without_details(federation, monkeypatc
     monkeypatch.setattr(local, "train", broken)
     turn(grid.nodes[0])
     assert failure(grid) == messages.Failure(
-        code="internal", detail="This site failed unexpectedly."
+        code="internal", detail="This site failed unexpectedly.", round=1
     )

@@ -111,7 +111,8 @@ def test_an_item_that_comes_again_gets_the_same_bytes(federation, kind: str):
     with grid.owner.lock:
         del grid.owner.answers["node-a", kind, 1]
         grid.owner.number = 1
-    node.clock.now = lambda now=node.clock.after(60): now
+    later = node.clock.after(60)
+    node.clock.now = lambda: later
     row = turn(node)
     assert item_row(node, row).state == "sent"
     assert grid.owner.answers["node-a", kind, 1] == first

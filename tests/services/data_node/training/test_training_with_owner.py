@@ -1,0 +1,84 @@
+"""The real model owner's app and tasks with real data nodes, in one process: both sides of the wire
+contract meet, without Celery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from primia.chassis import migrate
+from primia.chassis.app import create_app
+from services.data_node.training import store
+from services.model_owner.main import create_service
+from services.model_owner.settings import ModelOwnerSettings
+from tests.services.data_node.training.conftest import NAMES, add_dataset, turn
+from tests.services.model_owner.federation import Federation as Owner
+from tests.support.contexts import Cast
+from tests.support.owner_double import serving
+from tests.support.radiographs import draw
+
+
+@pytest.fixture
+def owner(cast: Cast, broker_url: str):
+    """The owner with a model and its URL."""
+    service = create_service()
+    ctx = cast.context("model_owner", "model-owner", ModelOwnerSettings, broker_url)
+    migrate.upgrade(ctx.db, service.migrations)
+    app = create_app(service, ctx)
+    with serving(app) as url:
+        # The routes alone: the app's own lifespan runs under the server.
+        yield Owner(ctx, cast, TestClient(app)).with_model(), url
+    ctx.close()
+
+
+@pytest.fixture
+def sites(make_node, owner, images_root: Path):
+    made = []
+    for number, name in enumerate(NAMES):
+        node = make_node(name, owner_url=owner[1], approval="auto")
+        root = draw(images_root / name, 6, seed=number, classes=("normal", "pneumonia"))
+        add_dataset(node, root)
+        made.append(node)
+    return made
+
+
+def play(owner: Owner, sites) -> None:
+    """Turn by turn until nobody has anything to do."""
+    for _ in range(100):
+        owner.work()
+        if not [row for row in [turn(node) for node in sites] if row is not None]:
+            return
+    raise AssertionError("the run goes on and on")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_run_from_start_to_end(owner, sites, secure: bool):
+    model_owner, _ = owner
+    run = model_owner.start(
+        rounds=2,
+        training={"image_size": 16, "batches": 2, "batch_size": 4},
+        aggregation={"secure": secure},
+    )
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert (shown["state"], shown["reason"], shown["rounds_done"]) == ("finished", "", 2)
+    for node in sites:
+        with node.db.reading() as session:
+            row = store.find_run(session, run)
+        assert (row.state, row.rounds_done, row.error_code) == ("finished", 2, None)
+
+
+def test_a_site_whose_images_have_changed_drops_out_and_the_run_goes_on(
+    owner, sites, images_root: Path
+):
+    model_owner, _ = owner
+    run = model_owner.start(training={"image_size": 16, "batches": 1, "batch_size": 4})
+    next((images_root / "node-c" / "normal").glob("*.png")).write_bytes(b"changed")
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert shown["state"] == "finished"
+    (site,) = [s for s in shown["reports"][0]["sites"] if s["node"] == "node-c"]
+    assert "data-set-changed" in site["dropped"]
+    assert "person" not in str(shown)
