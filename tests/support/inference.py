@@ -109,8 +109,8 @@ class Session:
 def plain(plan, weights, image, masks=None):
     """Scores (int64) of the plan in plain integers, the image given in fixed point (int64).
 
-    With the gates' masks r the truncation's choice between 0 and + 1 unit is reproduced as well, and
-    the bits that a comparison drops; without, everything is exact.
+    With the gates' masks r the truncation's choice between 0 and + 1 unit is reproduced as well,
+    and the bits that a comparison drops; without, everything is exact.
     """
     values, gate = [image], 0
     for op in plan.ops:

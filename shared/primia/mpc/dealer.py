@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from primia.errors import InvalidInput
 from primia.fss.generation import NumpyGenerator
 from primia.fss.geometry import blocks
-from primia.fss.kernel import Bits, KeyBlock
+from primia.fss.kernel import Bits, KeyBlock, Words
 from primia.fss.kernel import Generator as KeyGenerator
 from primia.mpc.masks import (
     GateStreams,
@@ -154,41 +155,62 @@ class _Dealer:
         count = self._batch * gate.comparisons
         p0, p1 = (GateStreams(seed, number) for seed in self._seeds)
         for start, stop in blocks(count):
-            self._block(gate, stop - start, p0, p1)
+            block = deal_block(gate, stop - start, p0, p1, self._generator)
+            for words in block.corrections:
+                self._p0.words(words)
+            self._common.write(block.keys.tobytes())
         yield from ()
         fresh = GateStreams(self._seeds[1], number)
         return [fresh.words("mask", count, payload) for payload in range(gate.payloads)]
 
-    def _block(self, gate: Gate, count: int, p0: GateStreams, p1: GateStreams) -> None:
-        choice, flag = p0.bits("choice", count), p1.bits("flag", count).astype(np.uint32)
-        for payload in range(gate.payloads):
-            r0, r1 = p0.words("r", count, payload), p1.words("r", count, payload)
-            if payload == 0:
-                self._keys(gate, r0 + r1, (p0, p1))
-            if gate.shift:
-                rho0 = ((r0 + r1) >> np.uint32(gate.shift)) - p1.words("rho", count)
-                mu = sign_bit(r0 + r1) << np.uint32(RING_BITS - gate.shift)
-                mu0 = mu - p1.words("mu", count)
-                self._p0.words(rho0)
-                self._p0.words(mu0)
-                self._p0.words(flag * rho0 - p1.words("flag_rho", count))
-                self._p0.words(flag * mu0 - p1.words("flag_mu", count))
-            else:
-                self._p0.words(flag * r0 - p1.words("flag_rho", count, payload))
-            pads = [p1.words(f"pad{j}", count, payload) for j in (0, 1)]
-            self._p0.words(np.where(choice, pads[1], pads[0]))
 
-    def _keys(self, gate: Gate, r: Ring, streams: tuple[GateStreams, GateStreams]) -> None:
-        """Keys of 1 xor msb(r') xor [x < low(r')] with r' = (r >> s) + 1.
+@dataclass(frozen=True, eq=False, repr=False)
+class DealtBlock:
+    """P0's corrections in their order, (count,) each, and the block's comparison keys."""
 
-        The + 1 makes the rounding of the dropped bits one-sided: the gate's bit is 1 only where
-        y >= 0, on which the truncation's wrap term relies.
-        """
-        count = len(r)
-        bits = (compared(gate, r) + np.uint32(1)) & ones(gate.bits)
-        constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
-        data = np.zeros(gate.key.block_bytes(count), dtype=np.uint8)
-        roots = streams[0].roots(count), streams[1].roots(count)
-        block = KeyBlock.view(gate.key, count, data)
-        self._generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, block)
-        self._common.write(data.tobytes())
+    corrections: list[Ring]
+    keys: NDArray[np.uint8]
+
+
+def deal_block(
+    gate: Gate, count: int, p0: GateStreams, p1: GateStreams, generator: KeyGenerator
+) -> DealtBlock:
+    """One block of a gate: what the two parties' streams of it do not give."""
+    choice, flag = p0.bits("choice", count), p1.bits("flag", count).astype(np.uint32)
+    corrections: list[Ring] = []
+    keys = np.zeros(gate.key.block_bytes(count), dtype=np.uint8)
+    for payload in range(gate.payloads):
+        r0 = p0.words("r", count, payload)
+        r = r0 + p1.words("r", count, payload)
+        if payload == 0:
+            block = KeyBlock.view(gate.key, count, keys)
+            _write_keys(gate, r, (p0.roots(count), p1.roots(count)), generator, block)
+        if gate.shift:
+            corrections += _truncation(gate, r, flag, p1)
+        else:
+            corrections.append(flag * r0 - p1.words("flag_rho", count, payload))
+        pads = [p1.words(f"pad{j}", count, payload) for j in (0, 1)]
+        corrections.append(np.where(choice, pads[1], pads[0]))
+    return DealtBlock(corrections, keys)
+
+
+def _truncation(gate: Gate, r: Ring, flag: Ring, p1: GateStreams) -> list[Ring]:
+    """P0's shares of rho = r >> shift and mu = 2^(32 - shift) msb(r), and of c' times those."""
+    count = len(r)
+    rho0 = (r >> np.uint32(gate.shift)) - p1.words("rho", count)
+    mu0 = (sign_bit(r) << np.uint32(RING_BITS - gate.shift)) - p1.words("mu", count)
+    flag_rho = flag * rho0 - p1.words("flag_rho", count)
+    return [rho0, mu0, flag_rho, flag * mu0 - p1.words("flag_mu", count)]
+
+
+def _write_keys(
+    gate: Gate, r: Ring, roots: tuple[Words, Words], generator: KeyGenerator, out: KeyBlock
+) -> None:
+    """Keys of 1 xor msb(r') xor [x < low(r')] with r' = (r >> s) + 1.
+
+    The + 1 makes the rounding of the dropped bits one-sided: the gate's bit is 1 only where y >= 0,
+    on which the truncation's wrap term relies.
+    """
+    bits = (compared(gate, r) + np.uint32(1)) & ones(gate.bits)
+    constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
+    generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, out)

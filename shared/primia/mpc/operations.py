@@ -138,8 +138,8 @@ class Dense:
 class Relu:
     """ReLU with truncation by ``shift`` bits; the result is 0 or 1 unit above the exact one.
 
-    Its comparison drops the ``max(0, shift - 2)`` lowest bits, and ``drop_high`` high ones where a
-    calibration shows |y| < 2^(31 - drop_high).
+    Its comparison drops s = max(0, shift - 2) low bits, and ``drop_high`` high ones where a
+    calibration shows 2^s - 2^(31 - drop_high) <= y < 2^(31 - drop_high).
     """
 
     kind: ClassVar[str] = "relu"
