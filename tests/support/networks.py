@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -117,3 +118,34 @@ def settle(module, shape, seed=0, passes=8):
 def float_scores(module, batch):
     with torch.no_grad():
         return module.double()(torch.from_numpy(batch).double()).numpy()
+
+
+@st.composite
+def networks(draw):
+    """Random small networks (convolutions with or without norm, pooling, averages, residual
+    blocks) and their input shapes."""
+    layers, channels, size = [], draw(st.integers(1, 2)), draw(st.integers(8, 12))
+    shape = (channels, size, size + draw(st.integers(0, 2)))
+    for _ in range(draw(st.integers(1, 3))):
+        kernel, width = draw(st.sampled_from([1, 3])), 4
+        groups = draw(st.sampled_from([1, 2])) if channels % 2 == 0 else 1
+        padding = draw(st.integers(0, kernel // 2))
+        stride = draw(st.integers(1, 2)) if size > 6 else 1
+        layers.append(nn.Conv2d(channels, width, kernel, stride, padding, groups=groups))
+        layers += [nn.BatchNorm2d(width)] if draw(st.booleans()) else []
+        layers.append(nn.ReLU())
+        size = (size + 2 * padding - kernel) // stride + 1
+        if draw(st.booleans()):
+            layers.append(Block(width, width, 1))
+        pool = draw(st.sampled_from([None, nn.MaxPool2d(2), nn.AvgPool2d(2, 1)]))
+        if pool is not None and size >= 6:
+            layers.append(pool)
+            size = size // 2 if isinstance(pool, nn.MaxPool2d) else size - 1
+        channels = width
+        if size < 4:
+            break
+    features = draw(st.sampled_from([[], [nn.AdaptiveAvgPool2d(1)]]))
+    body = nn.Sequential(*layers, *features, nn.Flatten())
+    with torch.no_grad():
+        count = body.eval()(torch.zeros(1, *shape)).shape[1]
+    return nn.Sequential(*body, nn.Linear(count, 3)), shape

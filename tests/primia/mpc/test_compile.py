@@ -16,7 +16,16 @@ from primia.mpc.compiled import CompiledModel
 from primia.mpc.oracle import decode_scores, encode, evaluate, nearest
 from primia.mpc.plan import MaxPool, Plan, Relu
 from tests.support.inference import words
-from tests.support.networks import LeNet, float_scores, images, residual, settle, small_cnn, vgg
+from tests.support.networks import (
+    LeNet,
+    float_scores,
+    images,
+    networks,
+    residual,
+    settle,
+    small_cnn,
+    vgg,
+)
 
 # Logits of these networks spread by about 0.5, as in the protocol's own measurements.
 CLOSE = 0.01
@@ -209,34 +218,6 @@ def test_unusable_arguments_are_refused(arguments, match):
     shape = arguments.pop("input_shape", (1, 16, 16))
     with pytest.raises(InvalidInput, match=match):
         compile_model(module, shape, **arguments)
-
-
-@st.composite
-def networks(draw):
-    """Random small networks: convolutions with or without norm, pooling, averages."""
-    layers, channels, size = [], draw(st.integers(1, 2)), draw(st.integers(8, 12))
-    shape = (channels, size, size + draw(st.integers(0, 2)))
-    for _ in range(draw(st.integers(1, 3))):
-        kernel, width = draw(st.sampled_from([1, 3])), 4
-        groups = draw(st.sampled_from([1, 2])) if channels % 2 == 0 else 1
-        padding = draw(st.integers(0, kernel // 2))
-        stride = draw(st.integers(1, 2)) if size > 6 else 1
-        layers.append(nn.Conv2d(channels, width, kernel, stride, padding, groups=groups))
-        layers += [nn.BatchNorm2d(width)] if draw(st.booleans()) else []
-        layers.append(nn.ReLU())
-        size = (size + 2 * padding - kernel) // stride + 1
-        pool = draw(st.sampled_from([None, nn.MaxPool2d(2), nn.AvgPool2d(2, 1)]))
-        if pool is not None and size >= 6:
-            layers.append(pool)
-            size = size // 2 if isinstance(pool, nn.MaxPool2d) else size - 1
-        channels = width
-        if size < 4:
-            break
-    features = draw(st.sampled_from([[], [nn.AdaptiveAvgPool2d(1)]]))
-    body = nn.Sequential(*layers, *features, nn.Flatten())
-    with torch.no_grad():
-        count = body.eval()(torch.zeros(1, *shape)).shape[1]
-    return nn.Sequential(*body, nn.Linear(count, 3)), shape
 
 
 @given(network=networks(), seed=st.integers(0, 1000))
