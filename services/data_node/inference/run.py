@@ -1,0 +1,149 @@
+"""Party 1 over HTTP: one attempt at an inference, from the deal to the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primia.chassis.context import Context
+from primia.errors import MalformedMessage, PeerUnavailable, UnexpectedMessage
+from primia.learning.images import normalise
+from primia.messages.inference import Cost, Session, SessionRequest
+from primia.mpc.client import Client
+from primia.mpc.frames import offline_size, request_size, response_size
+from primia.mpc.plan import Plan
+from services.data_node.inference import material, served, store
+from services.data_node.inference.patience import patiently
+
+_WAIT_SECONDS = 10
+_SESSION_SECONDS = 600
+
+Values = NDArray[np.float64] | NDArray[np.int64]
+
+
+@dataclass
+class Report:
+    """Told of progress. ``opened``: identifiers to burn if this attempt breaks; ``go_on`` raises
+    where the inference was cancelled or the process is to end."""
+
+    opened: Callable[[str | None, str | None], None]
+    progress: Callable[[str, int, int, Cost], None]
+    go_on: Callable[[], None]
+    cost: dict[str, float] = field(default_factory=dict)
+    phase: str = "material"
+    _since: float = field(default_factory=time.monotonic)
+
+    def begin(self, phase: str) -> None:
+        self._close()
+        self.phase = phase
+        self.tell(0, 0)
+
+    def add(self, size: int) -> None:
+        self._add("bytes", size)
+
+    def tell(self, step: int, steps: int) -> None:
+        self.progress(self.phase, step, steps, self.total())
+
+    def total(self) -> Cost:
+        self._close()
+        return Cost.model_validate(self.cost)
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        self._add("seconds", now - self._since)
+        self._since = now
+
+    def _add(self, unit: str, value: float) -> None:
+        key = f"{self.phase}_{unit}"
+        self.cost[key] = self.cost.get(key, 0) + value
+
+
+def attempt(
+    ctx: Context, row: store.Inference, pixels: NDArray[np.uint8], report: Report
+) -> Values:
+    """``pixels``: uint8 (N, C, H, W). Returns scores (N, classes) or labels (N,).
+
+    Any exception means that the deal and the session that were ``opened`` are to be burned.
+    """
+    model, wanted = row.model_served(), row.plan()
+    batch = len(pixels)
+    report.begin("material")
+    prepared = served.prepared(ctx, model, wanted)
+    report.add(prepared.fetched)
+    deal = material.reserve(ctx, wanted, batch, report.go_on)
+    report.opened(deal.id, None)
+    deal = material.until_reserved(ctx, deal, report.go_on)
+    session = _ask_session(ctx, wanted.plan, wanted.digest, deal.id, batch, report.go_on)
+    report.opened(deal.id, session.id)
+    half = material.fetch(ctx, deal, prepared.plan, batch)
+    report.add(deal.bytes or 0)
+    client = Client(prepared.opening, half, bytes.fromhex(session.id))
+    try:
+        report.begin("offline")
+        body = client.offline()  # while the model owner fetches its half
+        _until_ready(ctx, session, report.go_on)
+        served.owner(ctx).request("PUT", f"{_path(session)}/offline", content=body)
+        report.add(offline_size(prepared.plan, batch))
+        report.begin("online")
+        return _online(ctx, session, client, _normalised(row, pixels), report, prepared.plan)
+    finally:
+        client.close()
+
+
+def _path(session: Session) -> str:
+    return f"/inference/sessions/{session.id}"
+
+
+def _ask_session(
+    ctx: Context, plan: str, digest: str, deal: str, batch: int, go_on: Callable[[], None]
+) -> Session:
+    request = SessionRequest(plan=plan, digest=digest, deal=deal, batch=batch)
+    owner = served.owner(ctx)
+    answer = patiently(lambda: owner.post("/inference/sessions", request), go_on)
+    session = owner.parse(answer, Session)
+    if session.deal != deal:
+        raise MalformedMessage("The model owner opened a session for another deal.")
+    return session
+
+
+def _until_ready(ctx: Context, session: Session, go_on: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _SESSION_SECONDS
+    while session.state == "preparing":
+        go_on()
+        if time.monotonic() > deadline:
+            raise PeerUnavailable("The model owner did not open the session in time.")
+        session = served.owner(ctx).get(
+            _path(session), Session, params={"wait": _WAIT_SECONDS}, timeout=_WAIT_SECONDS + 20
+        )
+    if session.state != "ready":
+        raise UnexpectedMessage(f"The session is {session.state}: {session.reason}")
+
+
+def _normalised(row: store.Inference, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    card = row.model_served().card
+    return normalise(pixels, card.mean, card.deviation)
+
+
+def _online(
+    ctx: Context,
+    session: Session,
+    client: Client,
+    images: NDArray[np.float32],
+    report: Report,
+    plan: Plan,
+) -> Values:
+    batch = len(images)
+    request: bytes | None = client.first(images)
+    while request is not None:
+        report.go_on()
+        number = client.request_number
+        path = f"{_path(session)}/steps/{number}"
+        answer = served.owner(ctx).request("PUT", path, content=request, timeout=130)
+        report.add(request_size(plan, batch, number) + response_size(plan, batch, number))
+        request = client.step(answer.content)
+        report.tell(number + 1, plan.requests)
+    return client.result()

@@ -1,0 +1,101 @@
+"""What the model owner serves: found, verified, and kept on the disk and in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from primia.chassis.context import Context
+from primia.chassis.peers import PeerClient
+from primia.errors import MalformedMessage
+from primia.messages.inference import MAX_PLAN_BYTES, ServedModel, ServedModels, ServedPlan
+from primia.mpc.client import PreparedOpening
+from primia.mpc.opening import opening_size
+from primia.mpc.plan import Plan
+
+_CACHE = "inference.openings"
+_FOLDER = "openings"
+
+
+def owner(ctx: Context) -> PeerClient:
+    client: PeerClient = ctx.peers.client(ctx.settings.owner_name, ctx.settings.owner_url)
+    return client
+
+
+def dealer(ctx: Context) -> PeerClient:
+    client: PeerClient = ctx.peers.client(ctx.settings.dealer_name, ctx.settings.dealer_url)
+    return client
+
+
+def served_models(ctx: Context) -> ServedModels:
+    return owner(ctx).get("/inference/models", ServedModels)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan and its opening, ready for sessions; ``fetched``: bytes that came for it just now."""
+
+    plan: Plan
+    opening: PreparedOpening
+    fetched: int = 0
+
+
+class _Cache:
+    def __init__(self, capacity: int = 4) -> None:
+        self.lock = threading.Lock()
+        self.capacity = capacity
+        self.known: OrderedDict[str, Prepared] = OrderedDict()
+
+
+def prepared(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
+    """Raises MalformedMessage where plan or opening are not what their digests say."""
+    cache: _Cache = ctx.extras.setdefault(_CACHE, _Cache())
+    key = f"{wanted.plan}/{wanted.digest}/{wanted.opening_sha256}"
+    with cache.lock:
+        found = cache.known.get(key)
+        if found is not None:
+            cache.known.move_to_end(key)
+            return found
+        made = _fetch(ctx, model, wanted)
+        cache.known[key] = Prepared(made.plan, made.opening)
+        while len(cache.known) > cache.capacity:
+            cache.known.popitem(last=False)
+        return made
+
+
+def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
+    card = model.card
+    base = f"/inference/models/{card.name}/versions/{card.version}"
+    answer = owner(ctx).request("GET", f"{base}/plan", params={"result": wanted.result})
+    if len(answer.content) > MAX_PLAN_BYTES:
+        raise MalformedMessage("The model owner's plan is over the size limit.")
+    plan = Plan.parse(answer.content)
+    _check_plan(plan, model, wanted)
+    size = opening_size(plan)
+    if wanted.opening_bytes != size:
+        raise MalformedMessage("The opening has another size than the plan says.")
+    path = ctx.files.path(_FOLDER, f"{wanted.plan}.{wanted.opening_sha256[:16]}")
+    fetched = 0
+    if not path.exists():
+        ctx.files.require(size)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        owner(ctx).download(f"{base}/opening?result={wanted.result}", partial, size)
+        partial.replace(path)
+        fetched = size
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != wanted.opening_sha256:
+        path.unlink()
+        raise MalformedMessage("The opening is not the one that its digest announces.")
+    return Prepared(plan, PreparedOpening(plan, data), fetched + len(answer.content))
+
+
+def _check_plan(plan: Plan, model: ServedModel, wanted: ServedPlan) -> None:
+    if plan.digest().hex() != wanted.digest or plan.result != wanted.result:
+        raise MalformedMessage("The plan is not the one that its digest announces.")
+    card = model.card
+    shape = (card.channels, card.image_size, card.image_size)
+    if plan.input_shape != shape or plan.classes != len(card.classes):
+        raise MalformedMessage("The plan does not fit the model's description.")
