@@ -45,7 +45,9 @@ class WeightedMean:
                 raise InvalidUpdate(
                     f"The update is not finite (NaN or infinity) at index {index}.", index=index
                 )
-            self.total[part] += samples * values.astype(np.float64)
+            weighted = values.astype(np.float64)  # (<= 2^18,)
+            weighted *= samples
+            self.total[part] += weighted
         self.samples += samples
 
     def result(self) -> NDArray[np.float32]:

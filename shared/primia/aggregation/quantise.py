@@ -96,6 +96,7 @@ def encode(
     if out.dtype != np.dtype("<u4") or out.shape != update.shape:
         raise ValueError("the encoded update goes into a uint32 vector of the update's length")
     signed = out.view(np.int32)
+    buffer = np.empty(min(_CHUNK, groups.size))
     for (name, span), exponent in zip(groups.spans(), bounds, strict=True):
         factor = samples * math.ldexp(1.0, fraction_bits(exponent)) / total
         for part in _chunks(span):
@@ -104,8 +105,8 @@ def encode(
                     f"A change in the {name} exceeds the round's bound of 2^{exponent}.",
                     hint="The exponents must be computed from the same update.",
                 )
-            work = update[part].astype(np.float64)  # (<= _CHUNK,)
-            work *= factor
+            work = buffer[: part.stop - part.start]
+            np.multiply(update[part], factor, out=work, dtype=np.float64)
             np.copyto(signed[part], np.rint(work, out=work), casting="unsafe")
 
 
@@ -118,11 +119,12 @@ def decode(
 ) -> None:
     """Write (total as signed) · 2^-F / weight into ``out``, which may be ``total``'s memory."""
     signed = total.view(np.int32)
+    buffer = np.empty(min(_CHUNK, groups.size))
     for (_, span), exponent in zip(groups.spans(), bounds, strict=True):
         divisor = math.ldexp(weight, fraction_bits(exponent))
         for part in _chunks(span):
-            work = signed[part].astype(np.float64)  # (<= _CHUNK,)
-            work /= divisor
+            work = buffer[: part.stop - part.start]
+            np.divide(signed[part], divisor, out=work)
             np.copyto(out[part], work, casting="same_kind")
 
 
@@ -137,9 +139,9 @@ def check_update(update: NDArray[np.float32], groups: Groups) -> None:
 
 
 def _largest(update: NDArray[np.float32], name: GroupName, part: slice) -> float:
-    values = np.abs(update[part])
-    largest = float(values.max())
-    if not math.isfinite(largest):
+    values = update[part]
+    largest = max(float(values.max()), -float(values.min()))
+    if not math.isfinite(largest):  # of NaN, both are NaN
         index = part.start + int(np.argmin(np.isfinite(values)))
         raise InvalidUpdate(
             f"The update is not finite (NaN or infinity) in the {name}, at index {index}.",
