@@ -36,6 +36,8 @@ from primia.mpc.walk import Value, walk
 from primia.mpc.weights import LayerWeights
 from primia.ring import LinearMap, Ring, bias_shape
 
+# The offline message counts as the step before step 0; its frame, unsigned, says 0.
+_OFFLINE = -1
 OFFLINE_STEP = 0
 
 
@@ -78,7 +80,7 @@ class Owner:
         self._session_id = session_id
         self._side = _OwnerSide(model, half, evaluator or NumpyEvaluator())
         self._run: Generator[bytes, memoryview, Value] | None = None
-        self._next = -1  # the offline message comes before step 0
+        self._next = _OFFLINE
         self._answered: tuple[int, bytes, bytes] | None = None  # step, digest of body, answer
         self._closed = False
 
@@ -89,7 +91,7 @@ class Owner:
 
     def offline(self, body: bytes) -> bytes:
         """Take P1's masked shares of every gate; answers an empty frame."""
-        if (stored := self._stored(-1, body)) is not None:
+        if (stored := self._stored(_OFFLINE, body)) is not None:
             return stored
         size = offline_payload(self._plan, self._half.batch)
         data = payload(body, Kind.OFFLINE, self._session_id, OFFLINE_STEP, size)
@@ -104,6 +106,8 @@ class Owner:
         ``UnexpectedMessage``: out of order, or another body for a step that is done.
         ``MalformedMessage``: the body does not parse; the session is as it was.
         """
+        if not 0 <= number < self._plan.requests:
+            raise UnexpectedMessage(f"Step {number} is out of order: there is no such step.")
         if (stored := self._stored(number, body)) is not None:
             return stored
         size = request_payload(self._plan, self._half.batch, number)

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, get_args, get_type_hints
 
 from primia.errors import MalformedMessage
@@ -102,6 +103,10 @@ class Plan:
 
     def shapes(self) -> tuple[Shape, ...]:
         """The shape of every value, without the batch dimension."""
+        return self._shapes
+
+    @cached_property
+    def _shapes(self) -> tuple[Shape, ...]:
         shapes: list[Shape] = [self.input_shape]
         for op in self.ops:
             shapes.append(op.shape(*(shapes[source] for source in op.sources)))
@@ -129,6 +134,10 @@ class Plan:
 
     def gates(self) -> tuple[Gate, ...]:
         """Every nonlinear step in order, the tournament of ``label`` included."""
+        return self._gates
+
+    @cached_property
+    def _gates(self) -> tuple[Gate, ...]:
         shapes = self.shapes()
         found = [
             gate for op in self.ops for gate in op.gates(*(shapes[source] for source in op.sources))
@@ -171,6 +180,10 @@ class Plan:
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON, 32 bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return hashlib.sha256(self.to_json()).digest()
 
     @classmethod
