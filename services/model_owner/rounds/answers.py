@@ -90,7 +90,7 @@ class Place:
 
 def place(ctx: Context, session: Session, run_id: str, node: str) -> Place:
     """Locks the run. Raises NotFound for a run that the node takes no part in."""
-    store.site(session, run_id, node)
+    store.check_site(session, run_id, node)
     run = store.find(session, run_id, lock=True)
     return Place(ctx, session, run, store.site(session, run_id, node))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import FileResponse
+from sqlalchemy.exc import IntegrityError
 
 from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
@@ -69,7 +71,8 @@ async def work(
 
 
 def _visited(ctx: Context, node: str) -> None:
-    with ctx.db.session() as session:
+    # Two first visits at once: one of them is enough.
+    with contextlib.suppress(IntegrityError), ctx.db.session() as session:
         registry.visited(session, node, ctx.clock.now())
 
 

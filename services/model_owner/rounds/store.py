@@ -80,8 +80,19 @@ def site(session: Session, run: str, node: str) -> Site:
     """A stranger learns no more than that of an unknown run."""
     row = session.get(Site, (run, node))
     if row is None:
-        raise NotFound(f"{node} takes part in no run {run}.")
+        raise _no_part(run, node)
     return row
+
+
+def check_site(session: Session, run: str, node: str) -> None:
+    """Like ``site``, without keeping a row that may be stale once the run is locked."""
+    wanted = select(Site.node).where(Site.run == run, Site.node == node)
+    if session.scalar(wanted) is None:
+        raise _no_part(run, node)
+
+
+def _no_part(run: str, node: str) -> NotFound:
+    return NotFound(f"{node} takes part in no run {run}.")
 
 
 def engagements(session: Session) -> dict[str, str]:

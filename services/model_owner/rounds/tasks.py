@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
+from primia.aggregation.errors import InvalidUpdate
 from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
-from primia.errors import InvalidInput, PeerError
+from primia.errors import InvalidInput, MalformedMessage, PeerError
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.domain import Size
@@ -68,8 +69,9 @@ def _absorb_one(ctx: Context, round_id: str, held: Held) -> bool:
     run, row, contribution = found
     try:
         opening.add_update(ctx, run, row, contribution)
-    except FileNotFoundError:
+    except (FileNotFoundError, MalformedMessage, InvalidInput, InvalidUpdate) as error:
         # The run was ended and cleaned meanwhile; or the disk lost what it had confirmed.
+        log.warning("an update could not be added", round=round_id, error=type(error).__name__)
         return _lost_file(ctx, found, held)
     if not _absorbed(ctx, run.id, round_id, contribution.node, row.summed, held):
         return False
@@ -101,7 +103,9 @@ def _lost_file(ctx: Context, found: Waiting, held: Held) -> bool:
         contribution = session.get_one(Contribution, (row.id, waiting.node))
         unchanged = row.summed == row_before.summed and contribution.stage == Stage.UPLOADED
         if unchanged and store.phase_of(row) not in CLOSED and not held.lost.is_set():
-            progress.abandon(ctx, session, run, row, "an update or the sum is gone from the disk")
+            progress.abandon(
+                ctx, session, run, row, "an update or the sum is not on the disk as it was"
+            )
             progress.advance(ctx, session, run)
     return False
 
@@ -190,12 +194,24 @@ def finish(ctx: Context, run_id: str) -> None:
             run = store.find(session, run_id)
         if run.state != "evaluating" or run.deadline is not None:
             return
-        weights.copy(ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id))
-        with ctx.db.session() as session:
-            run = store.find(session, run_id, lock=True)
-            if run.state == "evaluating" and not held.lost.is_set():
-                _register(ctx, session, run)
-                progress.end(ctx, session, run, "finished")
+        try:
+            weights.copy(ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id))
+        except FileNotFoundError:
+            _finish(ctx, run_id, held, lost=True)
+        else:
+            _finish(ctx, run_id, held, lost=False)
+
+
+def _finish(ctx: Context, run_id: str, held: Held, *, lost: bool) -> None:
+    with ctx.db.session() as session:
+        run = store.find(session, run_id, lock=True)
+        if run.state != "evaluating" or held.lost.is_set():
+            return
+        if lost:
+            progress.end(ctx, session, run, "failed", "The final model is gone from the disk.")
+            return
+        _register(ctx, session, run)
+        progress.end(ctx, session, run, "finished")
 
 
 def _register(ctx: Context, session: Session, run: Run) -> None:

@@ -13,12 +13,8 @@ from primia.chassis import migrate
 from primia.chassis.app import create_app
 from primia.chassis.clock import Clock
 from primia.chassis.context import Context
-from primia.chassis.service import Service
-from services.model_owner.registry import api as registry_api
-from services.model_owner.rounds import api as rounds_api
-from services.model_owner.rounds import node_api, nodes_api
+from services.model_owner.main import create_service
 from services.model_owner.settings import ModelOwnerSettings
-from services.model_owner.tables import Base
 from tests.services.model_owner.federation import Federation
 from tests.support.contexts import Cast
 
@@ -36,25 +32,6 @@ class MovableClock(Clock):
 
     def forward(self, seconds: float) -> None:
         self.ahead += timedelta(seconds=seconds)
-
-
-def model_owner_service() -> Service:
-    return Service(
-        kind="model_owner",
-        title="Model owner",
-        summary="",
-        settings=ModelOwnerSettings,
-        metadata=Base.metadata,
-        migrations=MIGRATIONS,
-        routers=[
-            registry_api.router,
-            rounds_api.router,
-            node_api.router,
-            nodes_api.router,
-        ],
-        tasks={},
-        sweeps={},
-    )
 
 
 @pytest.fixture
@@ -93,7 +70,7 @@ def app_of():
     opened: list[TestClient] = []
 
     def make(ctx: Context) -> TestClient:
-        client = TestClient(create_app(model_owner_service(), ctx), raise_server_exceptions=False)
+        client = TestClient(create_app(create_service(), ctx), raise_server_exceptions=False)
         client.__enter__()
         opened.append(client)
         return client

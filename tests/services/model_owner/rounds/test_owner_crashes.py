@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,18 +142,19 @@ def test_tasks_that_run_twice_do_not_show(federation):
     assert federation.user("GET", "/models/chest/versions").json()["versions"] == versions
 
 
-def test_a_sum_that_the_disk_lost_costs_the_round_and_not_the_run(federation):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"0123")])
+def test_a_sum_that_the_disk_lost_costs_the_round_and_not_the_run(federation, damage):
     federation.with_model()
     run = federation.start(**MODES["secure"])
     federation.until("upload")
     federation.turn("node-a", "node-b")
     for file in (federation.ctx.files.root / "runs" / run / "1").iterdir():
-        file.unlink()
+        damage(file)
     federation.run_out()
     shown = federation.show(run)
     assert shown["state"] == "finished"
     assert shown["reports"][0]["phase"] == "abandoned"
-    assert "gone from the disk" in shown["reports"][0]["reason"]
+    assert "not on the disk as it was" in shown["reports"][0]["reason"]
 
 
 def test_a_cancelled_run_is_not_opened_by_a_worker_in_the_middle_of_it(federation, monkeypatch):
@@ -171,3 +173,17 @@ def test_a_cancelled_run_is_not_opened_by_a_worker_in_the_middle_of_it(federatio
     assert federation.show(run)["state"] == "cancelled"
     assert federation.show(run)["rounds_done"] == 0
     assert not (federation.ctx.files.root / "runs" / run).exists()
+
+
+def test_a_final_model_that_the_disk_lost_fails_the_run(federation):
+    federation.with_model()
+    run = federation.start(**MODES["plain"])
+    federation.until("evaluate", number=2)
+    path = federation.ctx.files.root / federation.row(run).weights
+    for name in NODES:
+        federation.nodes[name].step()
+    path.unlink()
+    federation.work()
+    shown = federation.show(run)
+    assert shown["state"] == "failed"
+    assert "gone from the disk" in shown["reason"]
