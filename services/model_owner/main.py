@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from primia.chassis.service import Service
+from services.model_owner.inference import api as inference_api
+from services.model_owner.inference import node_api as inference_node_api
+from services.model_owner.inference import tasks as inference_tasks
+from services.model_owner.inference import worker as inference_worker
 from services.model_owner.registry import api as registry_api
 from services.model_owner.registry import tasks as registry_tasks
 from services.model_owner.rounds import api as rounds_api
@@ -27,7 +31,11 @@ def create_service() -> Service:
             nodes_api.router,
             rounds_api.router,
             node_api.router,
+            inference_api.router,
+            inference_node_api.router,
         ),
-        tasks={**registry_tasks.TASKS, **rounds_tasks.TASKS},
-        sweeps={**registry_tasks.SWEEPS, **rounds_tasks.SWEEPS},
+        tasks={**registry_tasks.TASKS, **rounds_tasks.TASKS, **inference_tasks.TASKS},
+        sweeps={**registry_tasks.SWEEPS, **rounds_tasks.SWEEPS, **inference_tasks.SWEEPS},
+        worker_start=inference_worker.start,
+        worker_stop=inference_worker.stop,
     )
