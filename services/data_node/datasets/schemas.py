@@ -43,6 +43,26 @@ class DatasetRequest(Message):
 
 
 class DatasetView(Message):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "chest-2024",
+                    "kind": "folder",
+                    "state": "ready",
+                    "bad_files": "strict",
+                    "reason": "",
+                    "classes": {"bacterial": 640, "normal": 610, "viral": 600},
+                    "images": 1850,
+                    "patients": 1212,
+                    "errors": 0,
+                    "created": "2026-05-04T07:30:00Z",
+                    "validated": "2026-05-04T07:31:10Z",
+                }
+            ]
+        }
+    )
+
     name: Name
     kind: Kind
     state: State
@@ -68,6 +88,19 @@ class DatasetList(Message):
 class ProblemView(Message):
     """``file`` is relative to the data set's folder; empty: the data set as a whole. A note is
     something that has been dealt with, as it says."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 1,
+                    "file": "viral/image7.png",
+                    "severity": "error",
+                    "reason": "is not an image in a format we read",
+                }
+            ]
+        }
+    )
 
     id: int
     file: str

@@ -24,6 +24,7 @@ from services.data_node.training.schemas import (
     RunList,
     RunSummaryView,
     RunView,
+    Withdrawal,
 )
 
 router = APIRouter(prefix="/runs", tags=["training runs"])
@@ -69,6 +70,16 @@ def refuse(ctx: Ctx, user: User, run_id: Id, request: Refusal) -> RunView:
         row = store.find_run(session, run_id, lock=True)
         approval.refuse(ctx, session, row, request.reason, user.name)
         return RunView.whole(row, [], [])
+
+
+@router.post("/{run_id}/withdraw", summary="Leave a run", responses=responses(404, 409, 422))
+def withdraw(ctx: Ctx, user: User, run_id: Id, request: Withdrawal) -> RunView:
+    """Training stops at the next batch; this site's keys and updates of the run are deleted. What
+    earlier rounds have contributed cannot be taken back."""
+    with ctx.db.session() as session:
+        row = store.find_run(session, run_id, lock=True)
+        approval.withdraw(ctx, session, row, request.reason, user.name)
+        return RunView.whole(row, store.rounds(session, run_id), [])
 
 
 @router.get(

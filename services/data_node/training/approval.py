@@ -9,12 +9,14 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
+from primia.chassis.db import after_commit
 from primia.errors import Conflict
 from primia.messages.rounds import Decision, NodeCard, Proposal
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset
 from services.data_node.training import domain, store
+from services.data_node.training.round_files import wipe
 from services.data_node.training.store import Run
 
 BUSY = "This site takes part in another run already."
@@ -55,6 +57,15 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
 def refuse(ctx: Context, session: Session, run: Run, reason: str, by: str) -> None:
     _decide(ctx, session, run, "refused", reason, by)
     _answer(ctx, session, run, Decision(accepted=False, reason=reason[: store.MAX_TEXT]))
+
+
+def withdraw(ctx: Context, session: Session, run: Run, reason: str, by: str) -> None:
+    """Leave a run that this site takes part in, whether or not the owner can be reached: whatever
+    it asks for from now on is answered with a failure."""
+    if run.state != "active":
+        raise Conflict(f"The run is {run.state}; only an active one can be left.")
+    store.end(session, run, "withdrawn", f"{by}: {reason}", ctx.clock.now())
+    after_commit(session, lambda: wipe(ctx, run.id))
 
 
 def decide_automatically(ctx: Context, session: Session, run: Run) -> None:

@@ -23,20 +23,21 @@ from primia.errors import (
 )
 from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem
 
-RunState = Literal["pending", "active", "refused", "finished", "cancelled", "failed"]
+RunState = Literal["pending", "active", "refused", "withdrawn", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
 Phase = Literal["trained", "shared", "masked", "confirmed", "revealed"]
 ItemState = Literal["open", "waiting", "answered", "sent", "dropped"]
 
-ENDED: frozenset[RunState] = frozenset({"refused", "finished", "cancelled", "failed"})
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     "pending": frozenset({"active", "refused", "cancelled", "failed"}),
-    "active": frozenset({"finished", "cancelled", "failed"}),
+    "active": frozenset({"withdrawn", "finished", "cancelled", "failed"}),
     "refused": frozenset(),
+    "withdrawn": frozenset(),
     "finished": frozenset(),
     "cancelled": frozenset(),
     "failed": frozenset(),
 }
+ENDED: frozenset[RunState] = frozenset(s for s, after in RUN_TRANSITIONS.items() if not after)
 
 # The phase of the round that an item asks for, and the one it leads to.
 SECURE_STEPS: Mapping[str, tuple[Phase | None, Phase]] = {

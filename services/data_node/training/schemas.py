@@ -4,12 +4,61 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from primia.messages.common import Id, Message, Name
 from primia.messages.rounds import ModelCard, Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.store import Round, Run
+
+_EXAMPLE: dict[str, JsonValue] = {
+    "id": "0f" * 16,
+    "owner": "model-owner",
+    "model": "chest",
+    "state": "active",
+    "reason": "",
+    "dataset": "chest-2024",
+    "rounds": 10,
+    "rounds_done": 1,
+    "created": "2026-05-04T08:00:00Z",
+    "ended": None,
+}
+_WHOLE_EXAMPLE: dict[str, JsonValue] = {
+    **_EXAMPLE,
+    "model_card": {
+        "name": "chest",
+        "version": 1,
+        "architecture": "resnet18",
+        "classes": ["bacterial", "normal", "viral"],
+        "channels": 1,
+        "image_size": 64,
+        "mean": 0.5,
+        "deviation": 0.25,
+        "digest": "0" * 64,
+    },
+    "nodes": ["node-a", "node-b", "node-c"],
+    "training": {"image_size": 64, "epochs": 1, "batch_size": 32},
+    "secure": True,
+    "threshold": 2,
+    "objections": [],
+    "decided": "2026-05-04T08:05:00Z",
+    "decided_by": "alice",
+    "error": None,
+    "loss": 0.71,
+    "accuracy": 0.68,
+    "evaluation": None,
+    "local_rounds": [
+        {
+            "number": 1,
+            "phase": "revealed",
+            "samples": 1480,
+            "loss": 0.71,
+            "accuracy": 0.68,
+            "seconds": 21.4,
+            "received": {"samples": 370, "loss": 1.12, "accuracy": 0.33},
+        }
+    ],
+}
 
 
 class Approval(Message):
@@ -26,6 +75,14 @@ class Refusal(Message):
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "No consent yet."}]})
 
     reason: str = Field(min_length=1, max_length=2000)
+
+
+class Withdrawal(Message):
+    """``reason`` is kept at this site."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "Consent revoked."}]})
+
+    reason: str = Field(min_length=1, max_length=1000)
 
 
 class RoundView(Message):
@@ -51,6 +108,8 @@ class SiteError(Message):
 
 
 class RunSummaryView(Message):
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
     id: Id
     owner: Name
     model: Name
@@ -69,6 +128,8 @@ class RunSummaryView(Message):
 
 class RunView(RunSummaryView):
     """``objections``: why a pending run cannot be approved as things stand."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_WHOLE_EXAMPLE]})
 
     model_card: ModelCard
     nodes: tuple[Name, ...]

@@ -103,9 +103,8 @@ def train(job: Job, item: Train) -> None:
     site = _enter_round(job, run, item.round, proposal.rounds)
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
-    stop = Stopping(ctx, run.id, job.held)
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
     result = local.train(ctx, proposal, item.round, weights, site, stop)
-    ctx.files.require(result.change.nbytes)
     files.keep_change(result.change)
     report = result.report()
     sealed = None
@@ -201,7 +200,9 @@ def evaluate(job: Job, item: Evaluate) -> None:
         site = site_of(session, run)
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
-    scores = local.evaluate(ctx, proposal, weights, site, Stopping(ctx, run.id, job.held))
+    scores = local.evaluate(
+        ctx, proposal, weights, site, Stopping(ctx, run.id, job.item_id, job.held)
+    )
 
     def change(session: Session) -> None:
         row = _still_active(session, run.id)

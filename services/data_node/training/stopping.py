@@ -7,13 +7,13 @@ import time
 from primia.chassis.context import Context
 from primia.chassis.leases import Held
 from primia.errors import Conflict
-from services.data_node.training.store import Run
+from services.data_node.training.store import Run, WorkRow
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Interrupted(Exception):
-    """This process ends, or has lost the work to another; whoever takes it up does it again."""
+    """This process ends, or has lost the work to another, or nobody waits for it any more."""
 
 
 class RunEnded(Conflict):
@@ -24,10 +24,11 @@ class RunEnded(Conflict):
 
 
 class Stopping:
-    """Call it often. Raises Interrupted or RunEnded; looks at the database twice a second."""
+    """Call it often. Raises Interrupted or RunEnded; looks at the database twice a second: the run
+    may have been cancelled, or the owner gone on to the next round without this site."""
 
-    def __init__(self, ctx: Context, run: str, held: Held) -> None:
-        self._ctx, self._run, self._held = ctx, run, held
+    def __init__(self, ctx: Context, run: str, item: str, held: Held) -> None:
+        self._ctx, self._run, self._item, self._held = ctx, run, item, held
         self._looked = 0.0
 
     def __call__(self) -> None:
@@ -40,6 +41,9 @@ class Stopping:
 
     def _look(self) -> None:
         with self._ctx.db.reading() as session:
-            row = session.get(Run, self._run)
-        if row is None or row.state != "active":
+            run = session.get(Run, self._run)
+            item = session.get(WorkRow, self._item)
+        if run is None or run.state != "active":
             raise RunEnded("The run has ended at this site.")
+        if item is None or item.state != "open":
+            raise Interrupted

@@ -9,7 +9,15 @@ from fastapi.testclient import TestClient
 from primia.chassis.app import create_app
 from primia.chassis.identity import Identity
 from primia.messages import rounds as messages
+from services.data_node.datasets.schemas import DatasetView
 from services.data_node.training import intake, tasks
+from services.data_node.training.schemas import (
+    Approval,
+    Refusal,
+    RunSummaryView,
+    RunView,
+    Withdrawal,
+)
 from tests.services.data_node.conftest import data_node_service
 from tests.services.data_node.training.conftest import NAMES, add_dataset, turn
 from tests.support.contexts import Cast
@@ -80,6 +88,27 @@ def test_a_decision_is_made_once(alice: TestClient, path: str):
     body = {"dataset": "chest"} if path == "approve" else {"reason": "No."}
     answer = alice.post(f"/runs/{RUN}/{path}", json=body)
     assert (answer.status_code, "refused" in answer.json()["detail"]) == (409, True)
+
+
+def test_a_site_can_leave_a_run_by_itself(grid, alice: TestClient):
+    assert alice.post(f"/runs/{RUN}/withdraw", json={"reason": "No."}).status_code == 409
+    alice.post(f"/runs/{RUN}/approve", json={"dataset": "chest"})
+    told(grid)
+    answer = alice.post(f"/runs/{RUN}/withdraw", json={"reason": "Consent revoked."})
+    assert (answer.status_code, answer.json()["state"]) == (200, "withdrawn")
+    assert answer.json()["reason"] == "alice: Consent revoked."
+    grid.owner.answers["node-b", "decision", 0] = grid.owner.answers["node-a", "decision", 0]
+    turn(grid.nodes[0])
+    failure = messages.Failure.model_validate_json(grid.owner.answers["node-a", "failure", 0])
+    assert "withdrawn here" in failure.detail
+    assert "Consent" not in failure.detail
+    assert alice.delete("/datasets/chest").status_code == 204
+
+
+def test_examples_are_valid():
+    for model in (Approval, Refusal, Withdrawal, RunSummaryView, RunView, DatasetView):
+        for example in model.model_config["json_schema_extra"]["examples"]:
+            model.model_validate(example)
 
 
 def test_a_data_set_with_other_classes_is_not_accepted(grid, alice: TestClient, images_root: Path):

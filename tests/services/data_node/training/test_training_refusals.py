@@ -342,6 +342,27 @@ def test_a_cancelled_run_stops_training_at_the_next_batch(federation, monkeypatc
     assert not (node.files.root / "rounds" / RUN).exists()
 
 
+def test_a_site_that_was_left_behind_stops_training_the_old_round(federation, monkeypatch):
+    from services.data_node.training import local, stopping
+
+    grid = federation(training={"batches": 100_000, "learning_rate": 1e-5})
+    grid.until("decision")
+    node = grid.nodes[0]
+    monkeypatch.setattr(stopping, "_SECONDS_BETWEEN_LOOKS", 0)
+    real = local.train_locally
+
+    def left_behind(*args, **options):
+        with node.db.session() as session:
+            store.drop_items(session, RUN, before_round=2)
+        return real(*args, **options)
+
+    monkeypatch.setattr(local, "train_locally", left_behind)
+    row = turn(node)
+    assert item_row(node, row).state == "dropped"
+    assert run_row(node).state == "active"
+    assert ("node-a", "report", 1) not in grid.owner.answers
+
+
 def test_a_run_that_is_cancelled_in_review_is_over(federation):
     grid = federation(approval="manual")
     turn(grid.nodes[0])
