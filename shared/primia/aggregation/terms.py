@@ -105,7 +105,7 @@ def check_threshold(threshold: int, nodes: int) -> int:
     """The threshold, if it suits a run of ``nodes`` nodes.
 
     It must be more than half: otherwise an owner could have two disjoint sets of nodes confirm two
-    survivor sets and learn both kinds of share of a node (Bonawitz et al., section 6.2).
+    survivor sets and learn both kinds of share of a node (Bonawitz et al., section 6).
     """
     if not MIN_NODES <= nodes <= MAX_NODES:
         raise InvalidInput(
