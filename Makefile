@@ -42,7 +42,7 @@ check: setup ## formatting, lint, types, import contracts, manifests (edits noth
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(if $(wildcard deploy/check),$(BIN)/python deploy/check)
+	$(BIN)/python -m deploy.check
 
 fmt: setup ## format and sort the code
 	$(BIN)/ruff check --fix-only --quiet .
