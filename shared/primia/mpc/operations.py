@@ -20,6 +20,8 @@ MAX_SHIFT = 24
 MAX_TERMS = 1 << 21
 # A pooled sum may use up this many terms (a global pool over 128 x 128).
 MAX_POOL = 1 << 14
+# A maximum is a tree of comparisons written out as index lists.
+MAX_POOL_SIDE = 32
 # The truncation gate keeps two bits below the unit of its result, so that dropping bits from the
 # comparison costs less than one unit.
 GUARD_BITS = 2
@@ -192,6 +194,8 @@ class MaxPool:
     def shape(self, shape: Shape) -> Shape:
         _check_bits(0, self.drop_low, self.drop_high)
         channels, *_ = _image(shape)
+        if max(self.kernel) > MAX_POOL_SIDE:
+            raise ValueError(f"it compares more than {MAX_POOL_SIDE} values along an axis")
         if any(2 * pad > size for pad, size in zip(self.padding, self.kernel, strict=True)):
             raise ValueError("its padding is over half its kernel")
         return (channels, *_windows(shape, self.kernel, self.stride, self.padding))

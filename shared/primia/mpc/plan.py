@@ -61,6 +61,7 @@ MAX_OPERATIONS = 2048
 MAX_LAYER_NAME = 128
 MAX_NUMBER = 1 << 20  # any single integer field
 MAX_VALUES = 1 << 24  # elements of one value of one image
+MAX_SIDE = 1 << 12  # height or width of an image or feature map
 MAX_WEIGHTS = 1 << 27  # elements of all weights
 MAX_COMPARISONS = 1 << 28  # of one image
 MAX_CLASSES = 1 << 16
@@ -290,7 +291,8 @@ def _check_numbers(op: Operation, name: str) -> None:
 
 
 def _check_size(shape: Shape, name: str) -> None:
-    if math.prod(shape) > MAX_VALUES or min(shape) < 1:
+    sides = shape[1:]
+    if math.prod(shape) > MAX_VALUES or min(shape) < 1 or max(sides, default=0) > MAX_SIDE:
         raise MalformedMessage(f"{name} has a value of {shape}: out of range.")
 
 

@@ -8,6 +8,7 @@ over. Candidates of one window keep their order, so a tie can go to the first of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ def window_count(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
+@lru_cache(maxsize=256)  # a plan asks for the same few trees again and again; they are read-only
 def reduction(size: int, kernel: int, stride: int, padding: int) -> Reduction:
     """The maxima of all windows of an axis. Padding positions are never compared.
 
@@ -73,4 +75,6 @@ def _compare(windows: list[list[int]]) -> tuple[Level, list[list[int]]]:
 
 
 def _index(values: list[int]) -> Index:
-    return np.array(values, dtype=np.int64)
+    index = np.array(values, dtype=np.int64)
+    index.flags.writeable = False
+    return index

@@ -1,0 +1,199 @@
+import json
+
+import pytest
+
+from primia.errors import MalformedMessage
+from primia.mpc.plan import Add, Convolution, Dense, Flatten, MaxPool, Plan, Relu, SumPool
+from tests.support.inference import Builder, resnet18
+
+
+def example():
+    b = Builder((3, 9, 7))
+    x = b.relu(b.max_pool(b.conv(0, 6, 3, 2, 1, groups=3)))
+    x = b.relu(b.add(b.conv(x, 6), x, 0, 4))
+    b.head(x, 5)
+    return b.plan(8, "label")
+
+
+def test_json_round_trips_and_is_canonical():
+    plan = example()
+    again = Plan.parse(plan.to_json())
+    assert again == plan
+    assert again.digest() == plan.digest()
+    spaced = json.dumps(json.loads(plan.to_json()), indent=1).encode()
+    assert Plan.parse(spaced).digest() == plan.digest()
+
+
+def test_the_digest_tells_plans_apart():
+    assert len({resnet18(32).digest(), resnet18(64).digest(), resnet18(32, bits=11).digest()}) == 3
+    assert resnet18(32).digest() != resnet18(32, result="label").digest()
+
+
+def test_shapes_and_scales():
+    plan = example()
+    shapes = [(3, 9, 7), (6, 5, 4), (6, 3, 2), (6, 3, 2), (6, 3, 2), (6, 3, 2), (6, 3, 2)]
+    assert plan.shapes() == (*shapes, (6, 1, 1), (6,), (5,))
+    assert plan.scales() == (8, 12, 12, 8, 12, 12, 8, 8, 8, 12)
+    assert plan.classes == 5
+
+
+def test_gates_of_a_pool_never_compare_padding():
+    """3 x 3, stride 2, padding 1 on 5 x 4: the first windows have two rows and two columns."""
+    gates = [gate for gate in example().gates() if gate.layer == "layer1"]
+    rows = [6 * 5 * 2, 6 * 5 * 1]  # per row: windows {0,1}, {1,2,3}
+    columns = [6 * 2 * 3, 6 * 2 * 1]  # per column: {0,1}, {1,2,3}, {3,4}
+    assert [gate.comparisons for gate in gates] == [*rows, *columns]
+
+
+def test_gates_of_a_label_are_a_tournament():
+    gates = [gate for gate in example().gates() if gate.layer == "label"]
+    assert [gate.comparisons for gate in gates] == [2, 1, 1]
+    assert {gate.payloads for gate in gates} == {2}
+
+
+def test_the_bill_adds_up():
+    plan = resnet18(224)
+    bill = plan.bill(2)
+    assert bill.comparisons == 2 * 2_899_456
+    assert bill.requests == 22
+    relus, pools = 1_705_984, 1_193_472
+    assert relus + pools == 2_899_456
+    payload = bill.request_bytes + bill.response_bytes
+    assert payload == 2 * (2_899_456 * 49 // 4 + 4 * 3 * 224 * 224 + 4 * 3)
+    assert bill.offline_bytes == 4 * bill.comparisons
+    # 18 bits below the sign: 11 levels of 16 bytes and a bit, a leaf of 16 bytes
+    assert bill.key_bytes == pytest.approx(bill.comparisons * (11 * 16.125 + 16), rel=1e-5)
+
+
+def test_compared_bits():
+    relu, pool = Relu("a", 0, 15), MaxPool("b", 0, (2, 2), (2, 2), (0, 0), 13, 4)
+    assert relu.gates((8,))[0].bits == 19
+    assert relu.gates((8,))[0].key.levels == 11
+    assert pool.gates((1, 2, 2))[0].bits == 15
+    assert Relu("c", 0, 1).gates((8,))[0].bits == 32
+
+
+CONV = Convolution("conv", 0, 2, (3, 3), (1, 1), (1, 1), 1, 4)
+HEAD = (Flatten("flat", 2), Dense("dense", 3, 3, 4))
+
+
+def plan(*ops, shape=(1, 4, 4), bits=8, **given):
+    return Plan(shape, bits, ops, **given)
+
+
+def test_a_sound_plan_is_accepted():
+    assert plan(CONV, Relu("relu", 1, 4), *HEAD).classes == 3
+
+
+@pytest.mark.parametrize(
+    ("ops", "reason"),
+    [
+        ((), "1 to"),
+        ((CONV,), "not in a vector"),
+        ((CONV, Relu("relu", 5, 4), *HEAD), "does not exist"),
+        ((CONV, Relu("conv", 1, 4), *HEAD), "Two operations"),
+        ((CONV, Relu("", 1, 4), *HEAD), "layer name"),
+        ((CONV, Relu("x" * 200, 1, 4), *HEAD), "layer name"),
+        ((CONV, Relu("a b", 1, 4), *HEAD), "layer name"),
+        ((CONV, Relu("relu", 1, 13), *HEAD), "fraction bits"),
+        ((CONV, Relu("relu", 1, 25), *HEAD), "shift"),
+        ((CONV, Relu("relu", 1, 4, 29), *HEAD), "two bits"),
+        ((CONV, MaxPool("p", 1, (2, 2), (2, 2), (2, 2)), *HEAD), "padding"),
+        ((CONV, MaxPool("p", 1, (9, 9), (2, 2), (0, 0)), *HEAD), "does not fit"),
+        ((CONV, MaxPool("p", 1, (2, 2), (0, 2), (0, 0)), *HEAD), "below one"),
+        ((CONV, MaxPool("p", 1, (33, 2), (1, 1), (16, 0)), *HEAD), "more than 32"),
+        ((CONV, SumPool("p", 1, (999, 999), (1, 1), (999, 999)), *HEAD), "sums more"),
+        ((CONV, Add("sum", 0, 1, 0, 0), *HEAD), "adds"),
+        ((CONV, Add("sum", 1, 1, 1, 0), *HEAD), "scales"),
+        ((CONV, Add("sum", 1, 1, 31, 31), *HEAD), "out of range"),
+        ((CONV, Dense("dense", 1, 3, 4)), "takes a vector"),
+        ((Convolution("c", 0, 3, (3, 3), (1, 1), (1, 1), 2, 4), *HEAD), "groups"),
+        ((Convolution("c", 0, 0, (3, 3), (1, 1), (1, 1), 1, 4), *HEAD), "no outputs"),
+        ((Convolution("c", 0, 2, (3, 3), (1, 1), (1, 1), 0, 4), *HEAD), "groups"),
+        ((Convolution("c", 0, 2, (-3, 3), (1, 1), (1, 1), 1, 4), *HEAD), "out of range"),
+        ((Convolution("c", 0, 1 << 20, (3, 3), (1, 1), (2, 2), 1, 4), *HEAD), "out of range"),
+        ((Convolution("c", 0, 1, (1, 1), (1, 1), (9999, 9999), 1, 4), *HEAD), "out of range"),
+        ((Flatten("flat", 0), Dense("a", 1, 4, 4), Dense("b", 2, 3, 4)), "without a ReLU"),
+        (
+            (CONV, MaxPool("p", 1, (2, 2), (2, 2), (0, 0)), Flatten("f", 2), Dense("d", 3, 3, 4)),
+            "without a ReLU",
+        ),
+    ],
+)
+def test_plans_that_do_not_hold_together_are_refused(ops, reason):
+    with pytest.raises(MalformedMessage, match=reason):
+        plan(*ops)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shape": (1, 4)},
+        {"shape": (0, 4, 4)},
+        {"shape": (1, 1 << 14, 1 << 14)},
+        {"shape": (1, 1, 1 << 13)},
+        {"bits": 0},
+        {"bits": 31},
+        {"result": "image"},
+        {"version": 2},
+        {"ring_bits": 64},
+    ],
+)
+def test_other_headers_are_refused(given):
+    with pytest.raises(MalformedMessage):
+        plan(CONV, Relu("relu", 1, 4), *HEAD, **given)
+
+
+def test_a_label_of_one_class_is_refused():
+    with pytest.raises(MalformedMessage, match="two classes"):
+        plan(Flatten("flat", 0), Dense("dense", 1, 1, 4), result="label")
+
+
+def document(change):
+    found = json.loads(example().to_json())
+    change(found)
+    return json.dumps(found).encode()
+
+
+BAD = {
+    "unknown field": lambda d: d.update(more=1),
+    "missing field": lambda d: d.pop("result"),
+    "unknown op": lambda d: d["ops"][0].update(op="softmax"),
+    "op without kind": lambda d: d["ops"][0].pop("op"),
+    "op not a dict": lambda d: d["ops"].insert(0, 3),
+    "op kind a list": lambda d: d["ops"][0].update(op=[]),
+    "op with a field more": lambda d: d["ops"][0].update(bias=1),
+    "op with a field less": lambda d: d["ops"][0].pop("groups"),
+    "text for a number": lambda d: d["ops"][0].update(groups="1"),
+    "bool for a number": lambda d: d["ops"][0].update(groups=True),
+    "float for a number": lambda d: d["ops"][0].update(groups=1.0),
+    "number for a text": lambda d: d["ops"][0].update(layer=1),
+    "pair of three": lambda d: d["ops"][0].update(kernel=[1, 1, 1]),
+    "pair of texts": lambda d: d["ops"][0].update(kernel=["1", "1"]),
+    "number for a pair": lambda d: d["ops"][0].update(kernel=3),
+    "ops not a list": lambda d: d.update(ops={}),
+    "too many ops": lambda d: d.update(ops=d["ops"] * 1000),
+    "shape not a list": lambda d: d.update(input_shape="abc"),
+    "huge number": lambda d: d.update(activation_bits=10**30),
+    "huge source": lambda d: d["ops"][0].update(source=1 << 19),
+    "negative source": lambda d: d["ops"][0].update(source=-1),
+    "version as text": lambda d: d.update(version="1"),
+    "result as number": lambda d: d.update(result=1),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_json_that_is_not_a_plan_is_refused(fault):
+    with pytest.raises(MalformedMessage):
+        Plan.parse(document(BAD[fault]))
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN"])
+def test_bytes_that_are_not_json_are_refused(data):
+    with pytest.raises(MalformedMessage):
+        Plan.parse(data)
+
+
+def test_a_plan_over_the_size_limit_is_refused():
+    with pytest.raises(MalformedMessage, match="over the limit"):
+        Plan.parse(b" " * (1 << 20) + example().to_json())
