@@ -76,7 +76,7 @@ class Reveal:
     shares: Mapping[str, tuple[Kind, Share]]
 
     def to_bytes(self) -> bytes:
-        """At most 36 + 103 bytes a member."""
+        """38 bytes, and at most 103 a member."""
         writer = Writer().raw(_MAGIC).raw(self.context).u16(len(self.shares))
         for dealer, (kind, share) in sorted(self.shares.items()):
             writer.text(dealer).u8(kind).raw(share.to_bytes())
