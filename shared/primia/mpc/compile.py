@@ -84,7 +84,7 @@ def compile_model(
     scales = choose_scales(graph, magnitudes, activation_bits)
     model = _quantised(graph, scales, input_shape, result)
     if images is not None:
-        _verify_headroom(model, images)
+        verify_headroom(model, images)
     return model
 
 
@@ -197,9 +197,9 @@ def _operation(graph: Graph, index: int, scales: Scales) -> Operation:
     return Flatten(name, source)
 
 
-def _verify_headroom(model: CompiledModel, images: Floats) -> None:
-    """The calibration images through the oracle: none may use up the headroom; a difference of
-    two values in a max gate may take one of its bits."""
+def verify_headroom(model: CompiledModel, images: Floats) -> None:
+    """Run images (N, C, H, W) through the oracle: none may use up the headroom; a difference of
+    two values in a max gate may take one of its bits. Raises UnsupportedModel naming the layer."""
     scales = {
         op.layer: bits for op, bits in zip(model.plan.ops, model.plan.scales()[1:], strict=True)
     }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia import fixed_point
-from primia.mpc.compile_maps import convolve, dense, max_pool, sum_pool, windows
+from primia.mpc.compile_maps import convolve, dense, max_pool, sum_pool
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.plan import (
     RING_BITS,
@@ -138,8 +138,6 @@ def _linear(op: Convolution | Dense, x: Integers, model: CompiledModel) -> Integ
 
 def _peak(op: Operation, x: Integers, exact: Integers) -> float:
     if isinstance(op, MaxPool):
-        largest = windows(x, op.kernel, op.stride, op.padding, -_MODULUS)
-        inside = largest > -_MODULUS
-        lowest = np.where(inside, largest, _MODULUS).min(axis=(4, 5))
+        lowest = -max_pool(-x, op.kernel, op.stride, op.padding)
         return float((exact - lowest).max(initial=0)) / _HALF
     return float(np.abs(exact).max(initial=0)) / _HALF

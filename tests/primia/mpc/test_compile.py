@@ -11,7 +11,7 @@ from primia.errors import InvalidInput, UnsupportedModel
 from primia.learning.models import create_model
 from primia.learning.spec import ModelSpec
 from primia.learning.vision import torchvision_models
-from primia.mpc.compile import compile_model
+from primia.mpc.compile import compile_model, verify_headroom
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.oracle import decode_scores, encode, evaluate, nearest
 from primia.mpc.plan import MaxPool, Plan, Relu
@@ -153,6 +153,16 @@ def test_a_model_that_cannot_keep_headroom_is_refused_by_name():
     with pytest.raises(UnsupportedModel, match=r"'5.conv1' cannot keep") as caught:
         compile_model(module, shape)
     assert caught.value.extra["layer"] == "5.conv1"
+
+
+def test_images_that_use_up_the_headroom_are_noticed_by_layer():
+    """The float image is far outside what normalised pixels reach."""
+    shape = (3, 32, 32)
+    module = settle(residual(), shape)
+    model = compile_model(module, shape)
+    verify_headroom(model, images(shape, 2))
+    with pytest.raises(UnsupportedModel, match=r"'[0-9a-z.]+' cannot keep .* may reach \d"):
+        verify_headroom(model, 200 * images(shape, 2))
 
 
 def test_the_plan_of_a_residual_network():
