@@ -1,0 +1,176 @@
+"""Encrypted inference with real processes: right, through crashes, refusing what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from primia.chassis.identity import Identity
+from primia.errors import PeerRefused
+from primia.grid import layout
+from primia.grid.processes import up
+from primia.learning import images
+from primia.learning.layout import read_state
+from primia.learning.models import load_model, spec_layout
+from primia.messages.inference import ServeRequest
+from tests.support.grid import CLASSES, World
+from tests.support.servers import wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+def served(world: World, name: str, architecture: str, batch: int) -> str:
+    model = world.model(name, architecture)
+    world.owner.serve(model, 1, ServeRequest(stock=1, batch=batch))
+    world.owner.wait_served(model, 1)
+    return model
+
+
+def pictures(world: World, count: int) -> list[Path]:
+    folder = world.grid.home(world.grid.member("hospital-b")) / "images" / "set"
+    return sorted(folder.rglob("*.png"))[::3][:count]
+
+
+def plain_logits(world: World, model: str, files: list[Path], folder: Path) -> np.ndarray:
+    weights = folder / f"{model}.safetensors"
+    world.owner.weights(model, 1, weights)
+    spec = next(m.spec for m in world.owner.models().models if m.name == model)
+    module = load_model(spec, read_state(weights.read_bytes(), spec_layout(spec))).eval()
+    pixels = [images.load(file, spec.image_size, spec.channels) for file in files]
+    batch = np.stack([images.normalise(each, spec.mean, spec.std) for each in pixels])
+    with torch.no_grad():
+        return module(torch.from_numpy(batch)).numpy()
+
+
+@pytest.fixture(scope="session")
+def small(sqlite_world: World) -> str:
+    return served(sqlite_world, "small", "small_cnn", batch=2)
+
+
+@pytest.fixture(scope="session")
+def resnet(sqlite_world: World) -> str:
+    return served(sqlite_world, "resnet", "resnet18", batch=2)
+
+
+def check(world: World, model: str, folder: Path) -> None:
+    files = pictures(world, 2)
+    plain = plain_logits(world, model, files, folder)
+    node = world.nodes["hospital-a"]
+    job = node.infer(files, model, result="scores")
+    assert node.wait_inference(job.id).state == "done", node.inference(job.id).reason
+    predictions = node.result(job.id).predictions
+    scores = np.array([[(p.scores or {})[name] for name in CLASSES] for p in predictions])
+    assert np.abs(scores - plain).max() < 0.01
+    job = node.infer(files, model, result="label")
+    assert node.wait_inference(job.id).state == "done", node.inference(job.id).reason
+    labels = [p.label for p in node.result(job.id).predictions]
+    assert labels == [CLASSES[k] for k in plain.argmax(1)]
+    assert all(p.scores is None for p in node.result(job.id).predictions)
+
+
+def test_encrypted_predictions_are_the_plain_ones(sqlite_world: World, small: str, tmp_path: Path):
+    check(sqlite_world, small, tmp_path)
+
+
+def test_a_resnet_takes_22_requests(sqlite_world: World, resnet: str, tmp_path: Path):
+    check(sqlite_world, resnet, tmp_path)
+    newest = sqlite_world.nodes["hospital-a"].inferences().inferences
+    assert {job.steps for job in newest if job.model == resnet and job.result == "scores"} == {22}
+
+
+def test_the_same_on_postgresql(postgresql_world: World, tmp_path: Path):
+    model = served(postgresql_world, "small", "small_cnn", batch=2)
+    check(postgresql_world, model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("victim", "part"),
+    [("model-owner", "worker"), ("model-owner", "api"), ("hospital-a", "worker")],
+)
+def test_a_broken_session_is_burned_and_the_image_classified_all_the_same(
+    sqlite_world: World, resnet: str, tmp_path: Path, victim: str, part: str
+):
+    world = sqlite_world
+    node = world.nodes["hospital-a"]
+    files = pictures(world, 2)
+    job = node.infer(files, resnet, result="scores")
+    wait_until(lambda: node.inference(job.id).phase in ("offline", "online"), 60, "the session")
+    world.kill(victim, part)
+    world.start(victim, part)
+    up(world.grid)
+    status = node.wait_inference(job.id)
+    assert status.state == "done", status.reason
+    plain = plain_logits(world, resnet, files, tmp_path)
+    predictions = node.result(job.id).predictions
+    scores = np.array([[(p.scores or {})[name] for name in CLASSES] for p in predictions])
+    assert np.abs(scores - plain).max() < 0.01
+
+
+def test_the_dealer_may_die_while_it_deals(sqlite_world: World, small: str):
+    world = sqlite_world
+    node = world.nodes["hospital-b"]
+    world.kill("crypto-provider", "worker")
+    job = node.infer(pictures(world, 3), small)  # a batch that is not in stock
+    world.start("crypto-provider", "worker")
+    assert node.wait_inference(job.id).state == "done", node.inference(job.id).reason
+
+
+def test_bad_images_and_unknown_models_are_refused_by_name(
+    sqlite_world: World, small: str, tmp_path: Path
+):
+    node = sqlite_world.nodes["hospital-a"]
+    text = tmp_path / "notes.png"
+    text.write_text("this is no picture")
+    with pytest.raises(PeerRefused, match=r"notes\.png"):
+        node.infer([text], small)
+    with pytest.raises(PeerRefused, match="nothing"):
+        node.infer(pictures(sqlite_world, 1), "nothing")
+
+
+def test_no_endpoint_but_health_answers_a_stranger(sqlite_world: World):
+    for member in sqlite_world.grid.members:
+        stranger = Identity.fresh("stranger").token(member.name)
+        expired = sqlite_world.grid.operator().token(member.name, lifetime=-120)
+        foreign = sqlite_world.grid.operator().token("somebody-else")
+        assert httpx.get(f"{member.url}/health/live").status_code == 200
+        for path in ("/", "/docs", "/metrics", "/rounds", "/inference", "/deals", "/node/work"):
+            for token in (None, stranger, expired, foreign):
+                headers = {"Authorization": f"Bearer {token}"} if token else {}
+                answer = httpx.get(member.url + path, headers=headers)
+                assert answer.status_code == 401, (member.name, path)
+                assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_command_line(sqlite_world: World, small: str):
+    root = sqlite_world.grid.root
+
+    def primia(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "primia"), *arguments]
+        environment = {**os.environ, "PRIMIA_GRID": str(root)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    status = json.loads(primia("grid", "status", "--format", "json").stdout)
+    assert {each["member"] for each in status["processes"]} >= {layout.OWNER, *layout.NODES}
+    assert all(each["pid"] for each in status["processes"])
+    models = json.loads(primia("models", "list", "--format", "json").stdout)
+    assert small in {model["name"] for model in models["models"]}
+    picture = str(pictures(sqlite_world, 1)[0])
+    arguments = ("infer", picture, "--model", small, "--node", "hospital-a", "--format", "json")
+    answer = primia(*arguments)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["predictions"][0]["label"] in CLASSES
+    wrong = primia("infer", picture, "--model", "nothing", "--node", "hospital-a")
+    assert wrong.returncode == 1
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    assert "nothing" in wrong.stderr
+    nowhere = primia("dataset", "add", "x", "/etc", "--node", "hospital-a")
+    assert nowhere.returncode == 1
+    assert len(nowhere.stderr.strip().splitlines()) == 1
