@@ -20,6 +20,10 @@ class DataNodeSettings(ServiceSettings):
     dealer_url: str = "http://127.0.0.1:8100"
     data_roots: tuple[Path, ...] = ()
     approval: Literal["manual", "auto"] = "manual"
+    accept_plain_updates: bool = Field(
+        default=False,
+        description="join runs without secure aggregation: the owner sees this site's own update",
+    )
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
     max_batch: int = Field(default=16, ge=1, le=1024)

@@ -20,16 +20,23 @@ from services.data_node.training.round_files import wipe
 from services.data_node.training.store import Run
 
 BUSY = "This site takes part in another run already."
+PLAIN = (
+    "The run is without secure aggregation: the owner would see this site's own update, which this "
+    "site's settings do not allow (PRIMIA_ACCEPT_PLAIN_UPDATES)."
+)
 
 
 def objections(ctx: Context, session: Session, run: Run) -> list[str]:
     """Why this site must not take part at present, whatever data set it would train on."""
+    proposal = run.read_proposal()
     found = domain.objections(
-        run.read_proposal(),
+        proposal,
         me=NodeCard(name=ctx.identity.name, public_key=ctx.identity.public_key),
         owner=ctx.settings.owner_name,
         enrolled={node.name: node.public_key for node in ctx.principals.by_role("data_node")},
     )
+    if not proposal.secure and not ctx.settings.accept_plain_updates:
+        found.append(PLAIN)
     active = store.active_run(session)
     if active is not None and active.id != run.id:
         found.append(BUSY)

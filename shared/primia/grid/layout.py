@@ -94,6 +94,7 @@ class Grid:
                 "PRIMIA_OWNER_NAME": owner.name,
                 "PRIMIA_OWNER_URL": owner.url,
                 "PRIMIA_APPROVAL": "auto",
+                "PRIMIA_ACCEPT_PLAIN_UPDATES": "true",
                 "PRIMIA_DATA_ROOTS": json.dumps(roots),
             }
         return values

@@ -104,7 +104,12 @@ def federation(make_node, cast: Cast, broker_url: str, images_root: Path):
         principals = [cast.principal(name) for name in names]
         owner = OwnerDouble(ctx, principals, secure=secure, rounds=rounds, **(training or {}))
         server = serving(owner.app())
-        settings = {"owner_url": server.__enter__(), "approval": approval, **settings}
+        settings = {
+            "owner_url": server.__enter__(),
+            "approval": approval,
+            "accept_plain_updates": not secure,
+            **settings,
+        }
         stack.append(server)
         urls = dict(zip(names, databases, strict=False))
         nodes = []

@@ -19,7 +19,7 @@ from services.data_node.training.schemas import (
     Withdrawal,
 )
 from tests.services.data_node.conftest import data_node_service
-from tests.services.data_node.training.conftest import NAMES, add_dataset, turn
+from tests.services.data_node.training.conftest import NAMES, add_dataset, run_row, turn
 from tests.support.contexts import Cast
 from tests.support.owner_double import RUN
 from tests.support.radiographs import draw
@@ -214,3 +214,13 @@ def test_runs_are_for_users_alone(alice: TestClient, cast: Cast, issuer: str):
     stranger = cast.headers("mallory", "node-a")
     assert alice.post(f"/runs/{RUN}/refuse", headers=stranger, json={}).status_code == 401
     assert alice.get(f"/runs/{RUN}").json()["state"] == "pending"
+
+
+def test_a_plain_run_is_refused_where_the_site_does_not_allow_it(federation):
+    grid = federation(secure=False, accept_plain_updates=False)
+    for node in grid.nodes:
+        turn(node)
+        turn(node)
+    row = run_row(grid.nodes[0])
+    assert row.state == "refused"
+    assert "secure aggregation" in row.reason
