@@ -1,7 +1,8 @@
 """Time and memory of every part of one encrypted inference, all parties in one process.
 
 python -m benchmarks.inference_parts [--size 224] [--batch 1] [--result scores] [--runs 1]
-ResNet-18 with random small weights; the figures are wall-clock seconds of this process.
+ResNet-18 with random small weights. Two figures a part: wall-clock seconds, and processor seconds
+of this process, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -53,46 +54,64 @@ def measure(plan: Plan, batch: int, folder: Path) -> None:
     mask, weights = Seed.fresh(), random_weights(plan)
     model = timed("P0: prepare the weights", lambda: PreparedModel(plan, weights))
     data = timed("P0: mask the weights", lambda: write_opening(plan, weights, mask))
-    timed("D: deal", lambda: write_halves(plan, batch, mask, folder))
+    timed("D: deal", lambda: write_parts(plan, batch, mask, folder))
+    join_halves(folder)
     opening = timed("P1: prepare the masked weights", lambda: PreparedOpening(plan, data))
     halves = [Half.map(folder / str(i), plan, batch, i, DEAL) for i in (0, 1)]
     owner, client = Owner(model, halves[0], SESSION), Client(opening, halves[1], SESSION)
     offline = timed("P1: offline", client.offline)
     timed("P0: offline", lambda: owner.offline(offline))
-    seconds, sent, received = online(plan, batch, owner, client)
-    print(f"  {'P0: online':32}{seconds[0]:8.3f} s")
-    print(f"  {'P1: online':32}{seconds[1]:8.3f} s")
+    watches, sent, received = online(plan, batch, owner, client)
+    for party, watch in enumerate(watches):
+        print(f"  {f'P{party}: online':32}{watch}")
     sizes = [half_size(plan, batch, party) / 1e6 for party in (0, 1)]
     print(f"  opening {len(data) / 1e6:.1f} MB, halves {sizes[0]:.1f} and {sizes[1]:.1f} MB")
     print(f"  offline {len(offline) / 1e6:.1f} MB, online {sent / 1e6:.2f} MB up, ", end="")
     print(f"{received / 1e6:.2f} MB down")
 
 
+class Watch:
+    """Wall-clock and processor seconds of what runs inside it, added up."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter() - self._start[0]
+        self.processor += time.process_time() - self._start[1]
+
+    def __str__(self) -> str:
+        return f"{self.wall:8.3f} s wall {self.processor:8.3f} s processor"
+
+
 def online(
     plan: Plan, batch: int, owner: Owner, client: Client
-) -> tuple[tuple[float, float], int, int]:
-    """Seconds of P0 and of P1, bytes of the requests and of the responses."""
+) -> tuple[tuple[Watch, Watch], int, int]:
+    """The time of P0 and of P1, bytes of the requests and of the responses."""
     image = (Stream(Seed.fresh(), "image").words((batch, *plan.input_shape)) / 2**31) - 1
-    servers, clients, sent, received = 0.0, 0.0, 0, 0
-    start = time.perf_counter()
-    request: bytes | None = client.first(image)
+    server, node, sent, received = Watch(), Watch(), 0, 0
+    with node:
+        request: bytes | None = client.first(image)
     while request is not None:
-        clients += time.perf_counter() - start
-        start = time.perf_counter()
-        response = owner.step(client.request_number, request)
-        servers += time.perf_counter() - start
+        with server:
+            response = owner.step(client.request_number, request)
         sent, received = sent + len(request), received + len(response)
-        start = time.perf_counter()
-        request = client.step(response)
-    clients += time.perf_counter() - start
+        with node:
+            request = client.step(response)
     assert owner.done
     assert len(client.result()) == batch
-    return (servers, clients), sent, received
+    return (server, node), sent, received
 
 
-def write_halves(plan: Plan, batch: int, mask: Seed, folder: Path) -> None:
+def write_parts(plan: Plan, batch: int, mask: Seed, folder: Path) -> None:
     with opened(folder) as files:
         deal(plan, batch, mask, DEAL, Sinks(*files))
+
+
+def join_halves(folder: Path) -> None:
     common = (folder / "common").read_bytes()
     for party in (0, 1):
         (folder / str(party)).write_bytes((folder / f"p{party}").read_bytes() + common)
@@ -107,9 +126,10 @@ def opened(folder: Path) -> Iterator[list[Any]]:
 
 
 def timed(name: str, function: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
-    result = function()
-    print(f"  {name:32}{time.perf_counter() - start:8.3f} s", flush=True)
+    watch = Watch()
+    with watch:
+        result = function()
+    print(f"  {name:32}{watch}", flush=True)
     return result
 
 
