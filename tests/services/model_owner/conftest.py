@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from primia.chassis import migrate
 from primia.chassis.app import create_app
 from primia.chassis.clock import Clock
 from primia.chassis.context import Context
+from primia.chassis.db import Database
 from services.model_owner.main import create_service
 from services.model_owner.settings import ModelOwnerSettings
 from tests.services.model_owner.federation import Federation
@@ -34,17 +36,32 @@ class MovableClock(Clock):
         self.ahead += timedelta(seconds=seconds)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database, to be copied: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("migrated") / "database.sqlite"
+    database = Database(f"sqlite:///{path}")
+    migrate.upgrade(database, MIGRATIONS)
+    database.close()
+    assert not path.with_name("database.sqlite-wal").exists()  # all of it is in the one file
+    return path
+
+
 @pytest.fixture
-def make_owner(cast: Cast, broker_url: str):
+def make_owner(cast: Cast, broker_url: str, migrated: Path):
     """make_owner(database_url, **settings) -> a context with a migrated database."""
     made: list[Context] = []
 
     def make(database_url: str | None = None, **settings) -> Context:
+        home = cast.home("model-owner")
+        if database_url is None and not (home / "database.sqlite").exists():
+            shutil.copy(migrated, home)
         ctx = cast.context(
             "model_owner", "model-owner", ModelOwnerSettings, broker_url, database_url, **settings
         )
         ctx.clock = MovableClock()
-        migrate.upgrade(ctx.db, MIGRATIONS)
+        if database_url is not None:
+            migrate.upgrade(ctx.db, MIGRATIONS)
         made.append(ctx)
         return ctx
 

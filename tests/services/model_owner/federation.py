@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 
 import httpx
 import numpy as np
@@ -16,7 +17,7 @@ from primia.aggregation.wire import Header, Kind, frame
 from primia.chassis.context import Context
 from primia.chassis.identity import Identity, Principal, decode_key, encode_key
 from primia.errors import MalformedMessage
-from primia.learning.layout import read_state
+from primia.learning.layout import Layout, read_state
 from primia.learning.spec import ModelSpec
 from primia.messages.rounds import WORK_ITEM, Proposal, WorkItem
 from primia.prg import Seed, Stream
@@ -33,13 +34,18 @@ SAMPLES = {"node-a": 10, "node-b": 20, "node-c": 33}
 BINARY = {"Content-Type": "application/octet-stream"}
 
 
+@cache
+def _layout() -> Layout:
+    return weights.layout_of(SPEC)
+
+
 class Federation:
     """The owner; ``work()`` stands for its worker and runs everything that is waiting."""
 
     def __init__(self, ctx: Context, cast: Cast, app: TestClient) -> None:
         self.ctx, self.cast, self.app = ctx, cast, app
         self.nodes = {name: Node(self, cast.identities[name]) for name in NODES}
-        self.layout = weights.layout_of(SPEC)
+        self.layout = _layout()
 
     def call(self, who: str, method: str, path: str, **more) -> httpx.Response:
         headers = {**self.cast.headers(who, "model-owner"), **more.pop("headers", {})}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from primia.aggregation.terms import RoundId
 from primia.aggregation.wire import HEADER_BYTES, Header, Kind, frame
@@ -61,20 +60,20 @@ def test_an_update_with_nan_is_named_and_a_right_one_is_taken(federation):
     assert federation.show(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize(
-    ("cut", "status", "code", "word"),
-    [
-        (lambda content: content[:-4], 400, "malformed-message", "are expected"),
-        (lambda content: content + b"0000", 413, "too-large", "larger than"),
-        (lambda content: b"PGX1" + content[4:], 400, "malformed-message", "first bytes"),
-        (lambda content: content[:10], 400, "malformed-message", "are expected"),
-        (lambda _: b"", 400, "malformed-message", "are expected"),
-    ],
-)
-def test_an_update_of_the_wrong_size_or_form(federation, cut, status, code, word):
+WRONG_BODIES = [
+    (lambda content: content[:-4], 400, "malformed-message", "are expected"),
+    (lambda content: content + b"0000", 413, "too-large", "larger than"),
+    (lambda content: b"PGX1" + content[4:], 400, "malformed-message", "first bytes"),
+    (lambda content: content[:10], 400, "malformed-message", "are expected"),
+    (lambda _: b"", 400, "malformed-message", "are expected"),
+]
+
+
+def test_an_update_of_the_wrong_size_or_form(federation):
     at(federation, "upload", PLAIN)
     path, _, content = prepared(federation)
-    assert_problem(send(federation, path, content=cut(content)), status, code, word)
+    for cut, status, code, word in WRONG_BODIES:
+        assert_problem(send(federation, path, content=cut(content)), status, code, word)
     assert_still_taken(federation, path, content=content)
 
 
@@ -105,19 +104,19 @@ def header_of(federation: Federation, run: str, **changes) -> Header:
     return Header(**values)
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"kind": Kind.MASKED}, "kind is masked; plain"),
-        ({"round_id": RoundId(bytes(16), 1)}, "run is 0000"),
-        ({"count": 3}, "number of values is 3;"),
-    ],
-)
-def test_an_update_that_announces_something_else(federation, changes, word):
+WRONG_HEADERS = [
+    ({"kind": Kind.MASKED}, "kind is masked; plain"),
+    ({"round_id": RoundId(bytes(16), 1)}, "run is 0000"),
+    ({"count": 3}, "number of values is 3;"),
+]
+
+
+def test_an_update_that_announces_something_else(federation):
     run = at(federation, "upload", PLAIN)
     path, _, content = prepared(federation)
-    other = header_of(federation, run, **changes).to_bytes() + content[HEADER_BYTES:]
-    assert_problem(send(federation, path, content=other), 409, "unexpected-message", word)
+    for changes, word in WRONG_HEADERS:
+        other = header_of(federation, run, **changes).to_bytes() + content[HEADER_BYTES:]
+        assert_problem(send(federation, path, content=other), 409, "unexpected-message", word)
     assert_still_taken(federation, path, content=content)
 
 
@@ -164,48 +163,50 @@ def test_a_late_answer_is_refused_and_the_node_asks_again(federation):
     assert "Ask for work again" in late.json()["hint"]
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "code"),
-    [
-        (lambda ad: ad[:-1] + bytes([ad[-1] ^ 1]), 403, "invalid-signature"),
-        (lambda ad: ad[:9] + bytes([ad[9] ^ 1]) + ad[10:], 409, "inconsistent-round"),
-        (lambda ad: ad[:-3], 400, "malformed-message"),
-        (lambda _: b"", 400, "malformed-message"),
-    ],
-)
-def test_a_false_advertisement_is_refused(federation, change, status, code):
+FALSE_ADVERTISEMENTS = [
+    (lambda ad: ad[:-1] + bytes([ad[-1] ^ 1]), 403, "invalid-signature"),
+    (lambda ad: ad[:9] + bytes([ad[9] ^ 1]) + ad[10:], 409, "inconsistent-round"),
+    (lambda ad: ad[:-3], 400, "malformed-message"),
+    (lambda _: b"", 400, "malformed-message"),
+]
+
+
+def test_a_false_advertisement_is_refused(federation):
     run = at(federation, "train", SECURE)
     path, body, _ = prepared(federation)
-    false = encode_key(change(decode_key(body["advertisement"])))
-    answer = send(federation, path, {**body, "advertisement": false})
-    assert_problem(answer, status, code)
+    for change, status, code in FALSE_ADVERTISEMENTS:
+        false = encode_key(change(decode_key(body["advertisement"])))
+        answer = send(federation, path, {**body, "advertisement": false})
+        assert_problem(answer, status, code)
     assert_still_taken(federation, path, body)
     assert federation.show(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"samples": 11},
-        {"exponents": {"parameters": 0, "buffers": 0}},
-        {"exponents": {}},
-        {"advertisement": None},
-    ],
-)
-def test_a_report_that_contradicts_its_advertisement_is_refused(federation, change):
+CONTRADICTIONS = [
+    {"samples": 11},
+    {"exponents": {"parameters": 0, "buffers": 0}},
+    {"exponents": {}},
+    {"advertisement": None},
+]
+
+
+def test_a_report_that_contradicts_its_advertisement_is_refused(federation):
     at(federation, "train", SECURE)
     path, body, _ = prepared(federation)
-    assert_problem(send(federation, path, {**body, **change}), 422, "invalid-input", "advertise")
+    for change in CONTRADICTIONS:
+        assert_problem(
+            send(federation, path, {**body, **change}), 422, "invalid-input", "advertise"
+        )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"loss": None}, {"samples": 0}, {"accuracy": 1.5}, {"surprise": 1}, {"seconds": -1}],
-)
-def test_a_report_that_is_none_is_refused_by_field(federation, change):
+WRONG_FIELDS = [{"loss": None}, {"samples": 0}, {"accuracy": 1.5}, {"surprise": 1}, {"seconds": -1}]
+
+
+def test_a_report_that_is_none_is_refused_by_field(federation):
     at(federation, "train", PLAIN)
     path, body, _ = prepared(federation)
-    assert_problem(send(federation, path, {**body, **change}), 422, "invalid-input", *change)
+    for change in WRONG_FIELDS:
+        assert_problem(send(federation, path, {**body, **change}), 422, "invalid-input", *change)
 
 
 def test_a_plain_report_takes_no_keys(federation):
@@ -284,9 +285,10 @@ def test_weights_are_for_those_who_are_asked_to_use_them(federation):
     assert_problem(answer, 409, "unexpected-message", "not asked")
 
 
-@pytest.mark.parametrize(
-    "path", ["/models", "/rounds", "/nodes", "/models/chest/versions/1/weights"]
-)
-def test_a_data_node_reads_nothing_that_is_the_users(federation, path):
+OF_THE_USERS = ["/models", "/rounds", "/nodes", "/models/chest/versions/1/weights"]
+
+
+def test_a_data_node_reads_nothing_that_is_the_users(federation):
     federation.with_model()
-    assert_problem(federation.call("node-a", "GET", path), 403, "forbidden")
+    for path in OF_THE_USERS:
+        assert_problem(federation.call("node-a", "GET", path), 403, "forbidden")
