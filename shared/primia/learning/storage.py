@@ -30,10 +30,11 @@ def full_disk_is_an_error(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(target: Path, what: str) -> Iterator[BinaryIO]:
+def replacing(target: Path, what: str, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A file that takes the target's place once the block has ended well, and else is removed.
 
-    A reader sees the old file or the whole new one, also after a crash. Raises StorageFull.
+    A reader sees the old file or the whole new one; with ``sync`` also after the machine went
+    down (some milliseconds a file). Raises StorageFull, which names ``what``.
     """
     with full_disk_is_an_error(what):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,8 @@ def replacing(target: Path, what: str) -> Iterator[BinaryIO]:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             Path(name).replace(target)
         except BaseException:
             with suppress(FileNotFoundError):

@@ -30,6 +30,7 @@ Progress = Callable[[int, int, float], None]  # (batches done, of how many, last
 ShouldStop = Callable[[], bool]
 
 EVALUATION_BATCH = 64
+STATISTICS_IMAGES = 128
 
 
 class TrainingDiverged(LocalError):
@@ -139,9 +140,10 @@ def train_locally(
 ) -> TrainResult:
     """Train the module in place; it ends on the CPU, in training mode.
 
-    A single image left over at the end of an epoch is left out: BatchNorm has no statistics of
-    one. Raises InvalidInput (fewer than two images), TrainingDiverged, or TrainingStopped, which
-    is looked for before each batch.
+    After the last batch BatchNorm's running statistics are measured anew with the final weights
+    (``measure_statistics``). A single image left over at the end of an epoch is left out:
+    BatchNorm has no statistics of one. Raises InvalidInput (fewer than two images),
+    TrainingDiverged, or TrainingStopped, which is looked for before each batch.
     """
     if len(data) < 2:
         raise InvalidInput(f"Training needs at least two images, not {len(data)}.")
@@ -169,10 +171,33 @@ def train_locally(
                 )
             if progress:
                 progress(number, total, tally.last)
+        measure_statistics(module, data, place)
     finally:
         module.to("cpu")
     seconds = time.perf_counter() - started
     return TrainResult(tally.loss, tally.accuracy, seconds, total, tally.samples)
+
+
+def measure_statistics(module: nn.Module, data: ImageData, device: torch.device) -> None:
+    """Set BatchNorm's running statistics to their mean over up to 128 of the images.
+
+    A round is a few batches long: running averages still hold the statistics of earlier weights
+    and jump about from round to round (benchmarks/federated_defaults.py shows what that costs).
+    The images are spread evenly over the data set, without variation; the module must be in
+    training mode.
+    """
+    layers = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    usual = [layer.momentum for layer in layers]
+    count = min(len(data), STATISTICS_IMAGES)
+    index = np.arange(count) * len(data) // count  # (count,)
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over the batches
+    with torch.no_grad():
+        for part in np.array_split(index, math.ceil(count / EVALUATION_BATCH)):
+            module(data.batch(part, device)[0])
+    for layer, momentum in zip(layers, usual, strict=True):
+        layer.momentum = momentum
 
 
 def predict(

@@ -130,6 +130,19 @@ def test_lengths_of_a_round(
     assert steps == [(number, batches) for number in range(1, batches + 1)]
 
 
+def test_running_statistics_are_those_of_the_final_weights() -> None:
+    module = create_model(SPEC)
+    data = _data(100)
+    train_locally(module, data, CONFIG, seed=0)
+    with torch.no_grad():
+        first = module.get_submodule("0")(data.batch(np.arange(100), torch.device("cpu"))[0])
+    norm = module.get_submodule("1")
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    assert torch.allclose(norm.get_buffer("running_mean"), first.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.get_buffer("running_var"), first.var((0, 2, 3)), rtol=0.05)
+    assert norm.momentum == 0.1
+
+
 def _after(calls: int) -> Callable[[], bool]:
     left = iter(range(calls))
     return lambda: next(left, None) is None
