@@ -17,6 +17,7 @@ from primia.fixed_point import decode, encode
 from primia.fss.evaluation import NumpyEvaluator
 from primia.fss.kernel import Evaluator
 from primia.mpc.frames import (
+    OFFLINE_STEP,
     Kind,
     Masked,
     check_id,
@@ -33,8 +34,6 @@ from primia.mpc.operations import Gate, Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
 from primia.ring import LinearMap, Ring
-
-OFFLINE_STEP = 0
 
 
 class PreparedOpening:

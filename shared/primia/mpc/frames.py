@@ -36,6 +36,10 @@ HEADER_BYTES = 4 + 2 + 2 + ID_BYTES + 4 + 8
 BINDING_BYTES = 32 + ID_BYTES
 
 
+# The step in the header of the offline frame and of its answer.
+OFFLINE_STEP = 0
+
+
 class Kind(IntEnum):
     OFFLINE = 1
     ACCEPTED = 2

@@ -17,6 +17,7 @@ from primia.fss.evaluation import NumpyEvaluator
 from primia.fss.kernel import Evaluator
 from primia.mpc.frames import (
     BINDING_BYTES,
+    OFFLINE_STEP,
     Choices,
     Kind,
     check_id,
@@ -36,9 +37,8 @@ from primia.mpc.walk import Value, walk
 from primia.mpc.weights import LayerWeights
 from primia.ring import LinearMap, Ring, bias_shape
 
-# The offline message counts as the step before step 0; its frame, unsigned, says 0.
+# The offline message counts as the step before step 0.
 _OFFLINE = -1
-OFFLINE_STEP = 0
 
 
 class PreparedModel:
