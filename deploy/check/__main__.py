@@ -19,13 +19,15 @@ MANIFESTS = Path(__file__).parents[1] / "k8s"
 
 def defects(root: Path, command: list[str] | None) -> Iterator[str]:
     yield from sources.missing_and_stray(root)
-    for where, document in sources.plain_manifests(root):
-        yield from sources.schema_defects(where, document)
-    for directory in overlays(root) if command else []:
-        yield from _overlay(root, directory, command or [])
+    if command is None:
+        for where, document in sources.plain_manifests(root):
+            yield from sources.schema_defects(where, document)
+        return
+    for directory in overlays(root):
+        yield from overlay_defects(root, directory, command)
 
 
-def _overlay(root: Path, directory: Path, command: list[str]) -> Iterator[str]:
+def overlay_defects(root: Path, directory: Path, command: list[str]) -> Iterator[str]:
     where = str(directory.relative_to(root))
     try:
         documents = render(command, directory)
