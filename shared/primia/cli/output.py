@@ -11,9 +11,10 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from primia.errors import PrimiaError
 
@@ -44,13 +45,14 @@ def show(value: BaseModel | Any, form: Format, table: Callable[[], RenderableTyp
         console().print(table())
 
 
-def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> RenderableType:
+    # A table's own title wraps at the table's width.
+    table = Table(header_style="bold")
     for column in columns:
         table.add_column(column)
     for line in lines:
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in line))
-    return table
+    return Group(Text(title, style="italic"), table)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
