@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from primia.chassis.identity import MAX_LIFETIME, Identity, Role
+from primia.chassis.identity import MAX_LIFETIME, Identity, Role, pages_audience
 from primia.cli import output, profile
 from primia.errors import InvalidInput, NotFound
 
@@ -54,7 +54,7 @@ def docs(service: Annotated[str, typer.Argument(help="the service whose pages to
     known = profile.load()
     for each in known.services():
         if each.name == service:
-            token = known.identity().token(service, MAX_LIFETIME)
+            token = known.identity().token(pages_audience(service), MAX_LIFETIME)
             typer.echo(f"{each.url}/sign-in?token={token}")
             return
     names = ", ".join(each.name for each in known.services())

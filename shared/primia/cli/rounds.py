@@ -27,7 +27,7 @@ def start(
     epochs: int = 1,
     batch_size: int = 32,
     optimiser: str = "adam",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     seed: int = 0,
     secure: Annotated[bool, typer.Option(help="secure aggregation")] = True,
     threshold: int | None = None,

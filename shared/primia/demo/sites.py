@@ -18,7 +18,7 @@ from primia.grid.layout import Grid
 from primia.learning import datasets, synthetic
 from primia.learning.manifest import DatasetManifest, Entry, partition, sample, split
 
-DRAWN_PATIENTS = 240
+DRAWN_PATIENTS_A_CLASS = 120
 DRAWN_IMAGES = 1200
 _TEST_FRACTION = 0.1
 _VERSION = 1
@@ -111,5 +111,5 @@ def _draw(root: Path, seed: int) -> None:
         partial = root.with_name(root.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         each = DRAWN_IMAGES // 3
-        synthetic.draw_dataset(partial, each, DRAWN_PATIENTS, seed)
+        synthetic.draw_dataset(partial, each, DRAWN_PATIENTS_A_CLASS, seed)
         partial.replace(root)

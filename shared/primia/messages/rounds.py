@@ -23,6 +23,8 @@ too few nodes could finish is abandoned and tried again, from the same weights, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -59,7 +61,7 @@ class TrainingSettings(Message):
     )
     batch_size: int = Field(default=32, ge=2, le=1024)
     optimiser: Literal["sgd", "adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    learning_rate: float = Field(default=3e-4, gt=0, le=10)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     validation_fraction: float = Field(default=0.2, ge=0, le=0.5)
@@ -144,6 +146,19 @@ class Proposal(Message):
     secure: bool
     threshold: int = Field(ge=1, le=MAX_NODES, description="resolved, never null")
     timeouts: Timeouts
+
+
+def round_terms(proposal: Proposal, weights_digest: str) -> bytes:
+    """32 bytes that every signature of a secure round covers: the whole proposal, and the digest of
+    the weights that the round starts from.
+
+    An owner that gave one site another model or other settings than the rest could make the others'
+    updates vanish and read that site's from the sum (Pasquini et al., Eluding Secure Aggregation in
+    Federated Learning via Model Inconsistency, CCS 2022). Sites that differ refuse the signatures.
+    """
+    document = json.dumps(proposal.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = f"primia/rounds/terms/1\0{weights_digest}\0{document}"
+    return hashlib.sha256(text.encode()).digest()
 
 
 class _Item(Message):
