@@ -105,13 +105,20 @@ class Running:
 class Network:
     """``model``: a small CNN, registered and served."""
 
-    def __init__(self, cast: Cast, broker_url: str, **owner_settings: Any) -> None:
+    def __init__(
+        self,
+        cast: Cast,
+        broker_url: str,
+        node_settings: dict[str, Any] | None = None,
+        **owner_settings: Any,
+    ) -> None:
         self.cast = cast
         ports = {name: free_port() for name in (OWNER, DEALER, NODE, OTHER)}
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         peers = {"dealer_url": self.urls[DEALER]}
         node = {**peers, "owner_url": self.urls[OWNER], "data_roots": (cast.root / "images",)}
-        settings = {OWNER: {**peers, **owner_settings}, DEALER: {}, NODE: node, OTHER: node}
+        own = {**node, **(node_settings or {})}
+        settings = {OWNER: {**peers, **owner_settings}, DEALER: {}, NODE: own, OTHER: node}
         kinds = {OWNER: model_owner, DEALER: crypto_provider, NODE: data_node, OTHER: data_node}
         self.services: dict[str, Running] = {}
         for name, create in kinds.items():

@@ -11,7 +11,7 @@ from primia.errors import MalformedMessage, PeerUnavailable, UnexpectedMessage
 from primia.messages.inference import Deal, DealRequest, ServedPlan
 from primia.mpc.material import Half, Manifest, half_size
 from primia.mpc.plan import Plan
-from services.data_node.inference.patience import patiently
+from services.data_node.inference.patience import BUSY_SECONDS, patiently
 from services.data_node.inference.served import dealer
 
 _PIECE = 1 << 20
@@ -20,10 +20,16 @@ _WAIT_SECONDS = 10
 _DEAL_SECONDS = 900
 
 
-def reserve(ctx: Context, wanted: ServedPlan, batch: int, go_on: Callable[[], None]) -> Deal:
+def reserve(
+    ctx: Context,
+    wanted: ServedPlan,
+    batch: int,
+    go_on: Callable[[], None],
+    patience: float = BUSY_SECONDS,
+) -> Deal:
     """Ask for a deal; from the stock it is reserved at once, else it is being made."""
     request = DealRequest(plan=wanted.plan, digest=wanted.digest, batch=batch)
-    answer = patiently(lambda: dealer(ctx).post("/deals", request), go_on)
+    answer = patiently(lambda: dealer(ctx).post("/deals", request), go_on, patience)
     return dealer(ctx).parse(answer, Deal)
 
 
@@ -44,22 +50,31 @@ def until_reserved(ctx: Context, deal: Deal, go_on: Callable[[], None]) -> Deal:
 
 def fetch(ctx: Context, deal: Deal, plan: Plan, batch: int) -> Half:
     """Half 1 as a memory map whose file has no name any more: nothing is left after a crash."""
+    path = ctx.files.path("halves", deal.id)
+    try:
+        download(ctx, deal, plan, batch, path)
+        half = Half.map(path, plan, batch, 1, bytes.fromhex(deal.id))
+    finally:
+        path.unlink(missing_ok=True)
+    confirm(ctx, deal)
+    return half
+
+
+def download(ctx: Context, deal: Deal, plan: Plan, batch: int, path: Path) -> None:
+    """Half 1 as a file, verified. Raises MalformedMessage, StorageFull, PeerError."""
     size = half_size(plan, batch, 1)
     digests = (deal.own_sha256, deal.common_sha256)
     named = (deal.party, deal.batch, deal.digest, deal.bytes)
     if None in digests or named != (1, batch, plan.digest().hex(), size):
         raise MalformedMessage("The deal is not what was asked for.")
-    path = ctx.files.path("halves", deal.id)
     ctx.files.require(size)
-    try:
-        dealer(ctx).download(f"/deals/{deal.id}/half", path, size)
-        manifest = Manifest(p0="", p1=deal.own_sha256 or "", common=deal.common_sha256 or "")
-        manifest.verify(_pieces(path), plan, batch, 1)
-        half = Half.map(path, plan, batch, 1, bytes.fromhex(deal.id))
-    finally:
-        path.unlink(missing_ok=True)
+    dealer(ctx).download(f"/deals/{deal.id}/half", path, size)
+    manifest = Manifest(p0="", p1=deal.own_sha256 or "", common=deal.common_sha256 or "")
+    manifest.verify(_pieces(path), plan, batch, 1)
+
+
+def confirm(ctx: Context, deal: Deal) -> None:
     dealer(ctx).request("POST", f"/deals/{deal.id}/received")
-    return half
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -9,12 +9,12 @@ import httpx
 
 from primia.errors import PeerUnavailable
 
-_BUSY_SECONDS = 300
+BUSY_SECONDS = 300
 _PAUSE_SECONDS = 1.0
 
 
 def patiently(
-    call: Callable[[], httpx.Response], go_on: Callable[[], None], seconds: float = _BUSY_SECONDS
+    call: Callable[[], httpx.Response], go_on: Callable[[], None], seconds: float = BUSY_SECONDS
 ) -> httpx.Response:
     """The answer of ``call``, which is repeated while the peer says that it is busy (503).
 
@@ -25,7 +25,7 @@ def patiently(
         try:
             return call()
         except PeerUnavailable as error:
-            if error.extra.get("status_of_peer") != 503 or time.monotonic() > deadline:
+            if error.extra.get("status_of_peer") != 503 or time.monotonic() >= deadline:
                 raise
         go_on()
         time.sleep(_PAUSE_SECONDS)

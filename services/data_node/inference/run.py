@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from primia.chassis.context import Context
 from primia.errors import MalformedMessage, PeerUnavailable, UnexpectedMessage
 from primia.learning.images import normalise
-from primia.messages.inference import Cost, Session, SessionRequest
+from primia.messages.inference import Cost, ServedPlan, Session, SessionRequest
 from primia.mpc.client import Client
 from primia.mpc.frames import offline_size, request_size, response_size
+from primia.mpc.material import Half
 from primia.mpc.plan import Plan
-from services.data_node.inference import material, served, store
+from services.data_node.inference import material, prefetch, served, store
 from services.data_node.inference.patience import patiently
 
 _WAIT_SECONDS = 10
@@ -74,13 +75,7 @@ def attempt(
     report.begin("material")
     prepared = served.prepared(ctx, model, wanted)
     report.add(prepared.fetched)
-    deal = material.reserve(ctx, wanted, batch, report.go_on)
-    report.opened(deal.id, None)
-    deal = material.until_reserved(ctx, deal, report.go_on)
-    session = _ask_session(ctx, wanted.plan, wanted.digest, deal.id, batch, report.go_on)
-    report.opened(deal.id, session.id)
-    half = material.fetch(ctx, deal, prepared.plan, batch)
-    report.add(deal.bytes or 0)
+    session, half = _material(ctx, wanted, prepared.plan, batch, report)
     client = Client(prepared.opening, half, bytes.fromhex(session.id))
     try:
         report.begin("offline")
@@ -94,19 +89,38 @@ def attempt(
         client.close()
 
 
+def _material(
+    ctx: Context, wanted: ServedPlan, plan: Plan, batch: int, report: Report
+) -> tuple[Session, Half]:
+    """A session and this node's half: of a prefetched deal, or of a new one."""
+    kept = prefetch.take(ctx, wanted.plan, plan, batch)
+    if kept is not None:
+        report.opened(kept.deal, None)
+        return _ask_session(ctx, wanted, kept.deal, batch, report), kept.half
+    deal = material.reserve(ctx, wanted, batch, report.go_on)
+    report.opened(deal.id, None)
+    deal = material.until_reserved(ctx, deal, report.go_on)
+    session = _ask_session(ctx, wanted, deal.id, batch, report)
+    half = material.fetch(ctx, deal, plan, batch)
+    report.add(deal.bytes or 0)
+    return session, half
+
+
 def _path(session: Session) -> str:
     return f"/inference/sessions/{session.id}"
 
 
 def _ask_session(
-    ctx: Context, plan: str, digest: str, deal: str, batch: int, go_on: Callable[[], None]
+    ctx: Context, wanted: ServedPlan, deal: str, batch: int, report: Report
 ) -> Session:
-    request = SessionRequest(plan=plan, digest=digest, deal=deal, batch=batch)
+    """Asked for before this node's half is fetched: both halves come at the same time."""
+    request = SessionRequest(plan=wanted.plan, digest=wanted.digest, deal=deal, batch=batch)
     owner = served.owner(ctx)
-    answer = patiently(lambda: owner.post("/inference/sessions", request), go_on)
+    answer = patiently(lambda: owner.post("/inference/sessions", request), report.go_on)
     session = owner.parse(answer, Session)
     if session.deal != deal:
         raise MalformedMessage("The model owner opened a session for another deal.")
+    report.opened(deal, session.id)
     return session
 
 
@@ -142,7 +156,8 @@ def _online(
         report.go_on()
         number = client.request_number
         path = f"{_path(session)}/steps/{number}"
-        answer = served.owner(ctx).request("PUT", path, content=request, timeout=130)
+        size = response_size(plan, batch, number)
+        answer = served.owner(ctx).request("PUT", path, content=request, timeout=130, largest=size)
         report.add(request_size(plan, batch, number) + response_size(plan, batch, number))
         request = client.step(answer.content)
         report.tell(number + 1, plan.requests)

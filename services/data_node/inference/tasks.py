@@ -17,7 +17,7 @@ from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import LocalError, PeerError, PrimiaError
 from primia.messages.inference import Cost, InferenceResult
-from services.data_node.inference import store
+from services.data_node.inference import prefetch, store
 from services.data_node.inference.domain import (
     MAX_ATTEMPTS,
     State,
@@ -198,5 +198,7 @@ def resend(ctx: Context) -> None:
         ctx.jobs.enqueue(RUN, inference_id)
 
 
-TASKS: Mapping[str, Task] = MappingProxyType({RUN: run, BURN: burn})
-SWEEPS: Mapping[str, tuple[float, Sweep]] = MappingProxyType({"inference.resend": (15.0, resend)})
+TASKS: Mapping[str, Task] = MappingProxyType({RUN: run, BURN: burn, prefetch.FETCH: prefetch.fetch})
+SWEEPS: Mapping[str, tuple[float, Sweep]] = MappingProxyType(
+    {"inference.resend": (15.0, resend), "inference.prefetch": (20.0, prefetch.refill)}
+)

@@ -50,8 +50,23 @@ def upgrade() -> None:
         sa.Column("created", UtcDateTime, nullable=False),
     )
     op.create_index("ix_inference_events_inference", "inference_events", ["inference"])
+    op.create_table(
+        "prefetched_deals",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("plan", sa.String(32), nullable=False),
+        sa.Column("batch", sa.Integer, nullable=False),
+        sa.Column("served", sa.String, nullable=False),
+        sa.Column("deal", sa.String(32)),
+        sa.Column("state", sa.String(8), nullable=False),
+        sa.Column("expires", UtcDateTime),
+        sa.Column("lease_owner", sa.String),
+        sa.Column("lease_until", UtcDateTime),
+        sa.Column("attempts", sa.Integer, nullable=False),
+    )
+    op.create_index("ix_prefetched_deals_plan", "prefetched_deals", ["plan", "batch", "state"])
 
 
 def downgrade() -> None:
+    op.drop_table("prefetched_deals")
     op.drop_table("inference_events")
     op.drop_table("inferences")
