@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from primia.chassis.process import main
-
 from services.model_owner.main import create_service
 
 if __name__ == "__main__":

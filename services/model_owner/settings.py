@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
+from pydantic import Field, model_validator
+
 from primia.chassis.settings import ServiceSettings
 from primia.messages.common import Name
-from pydantic import Field, model_validator
 
 
 class ModelOwnerSettings(ServiceSettings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from primia.chassis.db import JsonDocument, UtcDateTime
 from sqlalchemy.orm import DeclarativeBase
+
+from primia.chassis.db import JsonDocument, UtcDateTime
 
 
 class Base(DeclarativeBase):
