@@ -85,9 +85,13 @@ class OwnerDouble:
     def file(self, number: int) -> bytes:
         return write_state(self.weights[number], self.layout)
 
+    def _terms(self) -> bytes:
+        digest = hashlib.sha256(self.file(self.number)).hexdigest()
+        return messages.round_terms(self.proposal, digest)
+
     def _verify(self, node: str, message: bytes, signature: bytes) -> bool:
         try:
-            self.nodes[node].verify(message, signature)
+            self.nodes[node].verify(message + self._terms(), signature)
         except Exception:  # noqa: BLE001
             return False
         return True

@@ -70,16 +70,17 @@ def next_phase(kind: str, phase: Phase | None, *, secure: bool) -> Phase:
     return step[1]
 
 
-def check_new_round(number: int, current: int, done: int, rounds: int) -> None:
-    """Numbers only rise. A round that too few could finish is repeated under a new number, so a
-    site may go through more rounds than it approved, but never through twice as many."""
+def check_new_round(number: int, current: int, rounds: int) -> None:
+    """Numbers only rise, up to the highest that was approved: a round that too few could finish is
+    repeated under a new number. Counting those that the owner acknowledged would not do: it may
+    read an answer and refuse it."""
     if number <= current:
         raise UnexpectedMessage(
             f"The model owner asked for round {number} after round {current} had begun."
         )
-    if done >= 2 * rounds:
+    if number > rounds:
         raise UnexpectedMessage(
-            f"This site has gone through {done} rounds of a run of {rounds}; it stops here."
+            f"The model owner asked for round {number} of a run of at most {rounds}."
         )
 
 

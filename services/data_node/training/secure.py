@@ -34,8 +34,14 @@ from primia.prg import Seed
 Advanced = tuple[NodeState, Envelopes | Confirmation | Shares]
 
 
-def verifier(proposal: Proposal) -> Verify:
-    """Signatures of the run's participants, by the keys that this site approved."""
+def signer(identity: Identity, terms: bytes) -> Sign:
+    """Signatures over messages of one round; ``terms``: messages.rounds.round_terms."""
+    return lambda message: identity.sign(message + terms)
+
+
+def verifier(proposal: Proposal, terms: bytes) -> Verify:
+    """Signatures of the run's participants, by the keys that this site approved, over the terms
+    that this site knows."""
     keys = {
         node.name: Principal(name=node.name, role="data_node", public_key=node.public_key)
         for node in proposal.nodes
@@ -43,7 +49,7 @@ def verifier(proposal: Proposal) -> Verify:
 
     def verify(node: str, message: bytes, signature: bytes) -> bool:
         try:
-            keys[node].verify(message, signature)
+            keys[node].verify(message + terms, signature)
         except (KeyError, MalformedMessage):
             return False
         return True
@@ -58,6 +64,7 @@ def begin(
     change: NDArray[np.float32],
     groups: Groups,
     samples: int,
+    terms: bytes,
 ) -> tuple[NodeState, bytes, dict[str, int]]:
     """Fresh keys for the round: the secret state, the advertisement, the exponents needed."""
     needed = exponents(change, groups)
@@ -69,7 +76,7 @@ def begin(
         samples=samples,
         groups=groups,
         exponents=needed,
-        sign=identity.sign,
+        sign=signer(identity, terms),
     )
     return state, advertisement, {"parameters": needed[0], "buffers": needed[1]}
 

@@ -33,6 +33,7 @@ from primia.messages.rounds import (
     Unmask,
     Upload,
     WorkItem,
+    round_terms,
 )
 from services.data_node.training import approval, domain, secure, store
 from services.data_node.training.domain import Phase
@@ -110,7 +111,13 @@ def train(job: Job, item: Train) -> None:
     sealed = None
     if proposal.secure:
         state, advertisement, exponents = secure.begin(
-            proposal, ctx.identity, item.round, result.change, result.groups, result.samples
+            proposal,
+            ctx.identity,
+            item.round,
+            result.change,
+            result.groups,
+            result.samples,
+            round_terms(proposal, item.weights_digest),
         )
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
         update = {"advertisement": encode_key(advertisement), "exponents": exponents}
@@ -131,7 +138,7 @@ def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
     """Leave what earlier rounds have left behind, for good, and find the data set."""
     with job.ctx.db.session() as session:
         current = store.current_round(session, run.id)
-        domain.check_new_round(number, current, run.rounds_done, rounds)
+        domain.check_new_round(number, current, rounds)
         store.drop_items(session, run.id, before_round=number)
         store.wipe_secrets(session, run.id, below=number)
         site = site_of(session, run)
@@ -144,7 +151,10 @@ def exchange(job: Job, item: ShareKeys | Confirm | Unmask) -> None:
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
     before, phase = _round_at(job, item, secure_run=proposal.secure)
-    step = secure.stepper(item, secure.verifier(proposal), ctx.identity.sign)
+    with ctx.db.reading() as session:
+        terms = round_terms(proposal, store.weights_digest(session, run.id, item.round))
+    verify, sign = secure.verifier(proposal, terms), secure.signer(ctx.identity, terms)
+    step = secure.stepper(item, verify, sign)
     state, message = step(_state(job, item))
     sealed = secure.seal(state, ctx.secrets, run.id, item.round)
 

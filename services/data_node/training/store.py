@@ -27,8 +27,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
-from primia.errors import Conflict, NotFound
-from primia.messages.rounds import WORK_ITEM, Proposal, Scores, TrainReport, WorkItem
+from primia.errors import Conflict, NotFound, UnexpectedMessage
+from primia.messages.rounds import WORK_ITEM, Proposal, Scores, Train, TrainReport, WorkItem
 from services.data_node.datasets import store as datasets
 from services.data_node.tables import Base
 from services.data_node.training.domain import (
@@ -292,6 +292,18 @@ def find_item(session: Session, item: WorkItem) -> WorkRow | None:
         WorkRow.run == item.run, WorkRow.round == item_round(item), WorkRow.kind == item.kind
     )
     return session.scalar(wanted.with_for_update())
+
+
+def weights_digest(session: Session, run: str, number: int) -> str:
+    """Of the model that this site trained in the round. Raises UnexpectedMessage if it has not."""
+    wanted = select(WorkRow).where(
+        WorkRow.run == run, WorkRow.round == number, WorkRow.kind == "train"
+    )
+    row = session.scalar(wanted)
+    item = row.read_item() if row else None
+    if not isinstance(item, Train):
+        raise UnexpectedMessage(f"This site has not trained in round {number}.")
+    return item.weights_digest
 
 
 def add_item(session: Session, item_id: str, item: WorkItem, now: datetime) -> WorkRow:

@@ -13,14 +13,16 @@ from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import Groups, RoundId
 from primia.chassis.identity import Principal, decode_key
 from primia.errors import InvalidInput, MalformedMessage
-from primia.messages.rounds import TrainReport
+from primia.messages.rounds import TrainReport, round_terms
 from services.model_owner.rounds import store
 from services.model_owner.rounds.domain import Stage, at_least
 from services.model_owner.rounds.tables import Round, Run
 
 
 def verifier(session: Session, run: Run) -> Verify:
-    """Signatures by the keys that were enrolled when the run was proposed."""
+    """Signatures by the keys that were enrolled when the run was proposed, over what its nodes must
+    agree on: the proposal and the weights of the present round."""
+    terms = round_terms(store.proposal_of(run), run.weights_digest)
     keys = {
         row.node: Principal(name=row.node, role="data_node", public_key=row.public_key)
         for row in store.sites(session, run.id)
@@ -28,7 +30,7 @@ def verifier(session: Session, run: Run) -> Verify:
 
     def verify(node: str, message: bytes, signature: bytes) -> bool:
         try:
-            keys[node].verify(message, signature)
+            keys[node].verify(message + terms, signature)
         except (KeyError, MalformedMessage):
             return False
         return True

@@ -19,7 +19,7 @@ from primia.chassis.identity import Identity, Principal, decode_key, encode_key
 from primia.errors import MalformedMessage
 from primia.learning.layout import Layout, read_state
 from primia.learning.spec import ModelSpec
-from primia.messages.rounds import WORK_ITEM, Proposal, WorkItem
+from primia.messages.rounds import WORK_ITEM, Proposal, WorkItem, round_terms
 from primia.prg import Seed, Stream
 from services.model_owner.registry import tasks as registry_tasks
 from services.model_owner.registry import weights
@@ -151,6 +151,7 @@ class Place:
     """What a node keeps of a round."""
 
     change: np.ndarray
+    weights: str
     state: client.NodeState | None = None
 
 
@@ -213,7 +214,7 @@ class Node:
         self._fetch(item)
         proposal = self.proposals[item.run]
         key = (item.run, item.round)
-        place = self.places.setdefault(key, Place(self.change(item.round)))
+        place = self.places.setdefault(key, Place(self.change(item.round), item.weights_digest))
         body = {
             "samples": SAMPLES[self.name],
             "loss": 1 / item.round,
@@ -237,7 +238,7 @@ class Node:
                 samples=SAMPLES[self.name],
                 groups=groups,
                 exponents=bounds,
-                sign=self.identity.sign,
+                sign=self._sign(item),
             )
         return {
             "exponents": {"parameters": bounds[0], "buffers": bounds[1]},
@@ -248,14 +249,23 @@ class Node:
         layout = self.federation.layout
         return Groups(layout.group_size("parameters"), layout.group_size("buffers"))
 
-    def _verify(self, run: str):
-        cards = {card.name: card for card in self.proposals[run].nodes}
+    def _terms(self, item) -> bytes:
+        return round_terms(self.proposals[item.run], self.places[item.run, item.round].weights)
+
+    def _sign(self, item):
+        terms = self._terms(item)
+        return lambda message: self.identity.sign(message + terms)
+
+    def _verify(self, item):
+        cards = {card.name: card for card in self.proposals[item.run].nodes}
+
+        terms = self._terms(item)
 
         def verify(node: str, message: bytes, signature: bytes) -> bool:
             card = cards[node]
             principal = Principal(name=node, role="data_node", public_key=card.public_key)
             try:
-                principal.verify(message, signature)
+                principal.verify(message + terms, signature)
             except MalformedMessage:
                 return False
             return True
@@ -265,7 +275,7 @@ class Node:
     def _share_keys(self, item):
         place = self.places[item.run, item.round]
         roster = {name: decode_key(text) for name, text in item.roster.items()}
-        place.state, sealed = client.share(place.state, roster, self._verify(item.run))
+        place.state, sealed = client.share(place.state, roster, self._verify(item))
         body = {"envelopes": {name: encode_key(data) for name, data in sealed.items()}}
         return f"/rounds/{item.run}/{item.round}/envelopes", body, None
 
@@ -281,7 +291,8 @@ class Node:
 
     def _confirm(self, item):
         place = self.places[item.run, item.round]
-        place.state, signature = client.confirm(place.state, item.survivors, self.identity.sign)
+        sign = self._sign(item)
+        place.state, signature = client.confirm(place.state, item.survivors, sign)
         body = {"signature": encode_key(signature)}
         return f"/rounds/{item.run}/{item.round}/confirmation", body, None
 
@@ -289,7 +300,7 @@ class Node:
         place = self.places[item.run, item.round]
         confirmations = {name: decode_key(text) for name, text in item.confirmations.items()}
         place.state, reveal = client.reveal(
-            place.state, item.survivors, confirmations, self._verify(item.run)
+            place.state, item.survivors, confirmations, self._verify(item)
         )
         return f"/rounds/{item.run}/{item.round}/shares", {"reveal": encode_key(reveal)}, None
 

@@ -393,3 +393,16 @@ def test_what_breaks_unexpectedly_is_told_without_details(federation, monkeypatc
     assert failure(grid) == messages.Failure(
         code="internal", detail="This site failed unexpectedly.", round=1
     )
+
+
+def test_a_site_that_got_another_model_than_the_others_is_not_aggregated_with(federation):
+    """Model inconsistency: the others' updates could be made to vanish from the sum."""
+    grid = federation()
+    grid.until("report", 1)
+    with grid.nodes[0].db.session() as session:
+        train = messages.Train(run=RUN, round=1, weights_digest="0" * 64, weights_bytes=9)
+        row = store.find_item(session, train)
+        row.body = train.model_dump_json()
+    turn(grid.nodes[0])
+    assert failure(grid).code == "invalid-signature"
+    assert ("node-a", "envelopes", 1) not in grid.owner.answers

@@ -18,10 +18,11 @@ from tests.services.data_node.training.test_training_domain import RUN, proposal
 
 CHANGE = np.linspace(-1, 1, 8, dtype=np.float32)
 GROUPS = Groups(6, 2)
+TERMS = bytes(32)
 
 
 def begin(identity: Identity):
-    return secure.begin(proposal(), identity, 1, CHANGE, GROUPS, samples=5)
+    return secure.begin(proposal(), identity, 1, CHANGE, GROUPS, samples=5, terms=TERMS)
 
 
 def test_keys_are_fresh_for_every_round():
@@ -53,12 +54,13 @@ def test_without_keys_the_round_is_over():
 def test_signatures_are_checked_against_the_approved_keys_alone():
     identities = {name: Identity.fresh(name) for name in ("node-a", "node-b")}
     approved = proposal({name: each.public_key for name, each in identities.items()})
-    verify = secure.verifier(approved)
-    signature = identities["node-b"].sign(b"message")
+    verify = secure.verifier(approved, TERMS)
+    signature = secure.signer(identities["node-b"], TERMS)(b"message")
     assert verify("node-b", b"message", signature)
     assert not verify("node-a", b"message", signature)
     assert not verify("node-b", b"another", signature)
     assert not verify("node-z", b"message", signature)
+    assert not secure.verifier(approved, bytes(31) + b"1")("node-b", b"message", signature)
 
 
 def test_the_database_holds_no_seed_and_wiping_removes_the_row(node):
