@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
 from typing import cast
 
 from fastapi import Depends, Request
@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from primia.chassis import problems
-from primia.chassis.identity import Principal, PrincipalBook, Role, verify_token
+from primia.chassis.identity import Principal, PrincipalBook, Role, pages_audience, verify_token
 from primia.errors import Forbidden, PrimiaError, Unauthenticated
 
 OPEN_PATHS = ("/health/live", "/health/ready")
@@ -60,7 +60,7 @@ class Door:
                 return None
             return verify_token(token.strip(), self._audience, self._book)
         if _is_page(scope["path"]) and (cookie := _cookie(headers)):
-            return verify_token(cookie, self._audience, self._book)
+            return verify_token(cookie, pages_audience(self._audience), self._book)
         raise Unauthenticated(
             "This service answers enrolled principals only.",
             hint="Send a token signed for it: `Authorization: Bearer …` (`primia token`).",
@@ -76,7 +76,10 @@ def _is_page(path: str) -> bool:
 
 
 def _cookie(headers: Headers) -> str | None:
-    jar = SimpleCookie(headers.get("Cookie", ""))
+    try:
+        jar = SimpleCookie(headers.get("Cookie", ""))
+    except CookieError:
+        return None
     return jar[COOKIE].value if COOKIE in jar else None
 
 

@@ -36,6 +36,12 @@ _ALGORITHM = "EdDSA"
 _MAX_PRINCIPAL_BYTES = 4096
 
 
+def pages_audience(service: str) -> str:
+    """Of a token that travels in an address, and may be seen there: it opens the OpenAPI pages and
+    nothing else. No service has this name."""
+    return f"{service}/pages"
+
+
 def encode_key(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 

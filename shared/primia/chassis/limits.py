@@ -33,7 +33,10 @@ class BodyLimit:
         started = False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, limit
+            # Known once the request has been routed: a route that parses its body holds it whole.
+            if getattr(scope.get("route"), "body_field", None) is not None:
+                limit = self._json
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:

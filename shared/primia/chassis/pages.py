@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from primia.chassis.auth import COOKIE
 from primia.chassis.context import Ctx
-from primia.chassis.identity import MAX_LIFETIME, verify_token
+from primia.chassis.identity import MAX_LIFETIME, pages_audience, verify_token
 
 _STATIC = "/static-offline-docs"
 
@@ -54,7 +54,7 @@ def _router(app: FastAPI) -> APIRouter:
 
     @router.get("/sign-in")
     def sign_in(ctx: Ctx, request: Request, token: str = Query(max_length=4096)) -> Response:
-        verify_token(token, ctx.identity.name, ctx.principals)
+        verify_token(token, pages_audience(ctx.identity.name), ctx.principals)
         answer = RedirectResponse(f"{request.scope.get('root_path', '')}/docs", 303)
         answer.set_cookie(
             COOKIE,

@@ -56,6 +56,7 @@ class PeerClient:
             base_url=base_url,
             auth=SignedRequests(identity, name),
             timeout=_TIMEOUT,
+            headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
             follow_redirects=False,
         )
@@ -70,8 +71,12 @@ class PeerClient:
         params: Mapping[str, str | int | float] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        largest: int = 0,
     ) -> httpx.Response:
-        """The answer, if it is a success; repeated if idempotent and its body can be sent again."""
+        """The answer, if it is a success; repeated if idempotent and its body can be sent again.
+
+        Raises MalformedMessage as soon as its body is over ``largest`` bytes and 16 MiB.
+        """
         sent = dict(headers or {})
         if message is not None:
             content = message.model_dump_json().encode()
@@ -81,7 +86,7 @@ class PeerClient:
         repeatable = method != "POST" and (content is None or isinstance(content, bytes))
 
         def once() -> httpx.Response:
-            return self._once(method, path, content, params, sent, timeout)
+            return self._once(method, path, content, params, sent, timeout, max(largest, _MAX_JSON))
 
         return self._retrying(once) if repeatable else once()
 
@@ -103,19 +108,30 @@ class PeerClient:
         params: Mapping[str, str | int | float] | None,
         headers: Mapping[str, str],
         timeout: float | None,
+        largest: int,
     ) -> httpx.Response:
         try:
-            answer = self._http.request(
+            with self._http.stream(
                 method,
                 path,
                 content=content,
                 params=params,
                 headers=headers,
                 timeout=_TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5),
-            )
+            ) as answer:
+                return self._accepted(self._whole(answer, largest))
         except httpx.HTTPError as error:
             raise self._away(error) from error
-        return self._accepted(answer)
+
+    def _whole(self, answer: httpx.Response, largest: int) -> httpx.Response:
+        """The answer with its body in memory, as it is on the wire: no decompression."""
+        body = bytearray()
+        for piece in answer.iter_raw(1 << 20):
+            body += piece
+            if len(body) > largest:
+                raise MalformedMessage(f"{self.name} answered with more than {largest} bytes.")
+        media = {"Content-Type": answer.headers.get("Content-Type", "")}
+        return httpx.Response(answer.status_code, headers=media, content=bytes(body))
 
     def _away(self, error: Exception) -> PeerUnavailable:
         return PeerUnavailable(
@@ -177,9 +193,9 @@ class PeerClient:
         limit = _TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5)
         try:
             with self._http.stream("GET", path, headers=headers, timeout=limit) as answer:
-                if not answer.is_success:
-                    answer.read()
-                yield self._accepted(answer)
+                yield (
+                    answer if answer.is_success else self._accepted(self._whole(answer, _MAX_JSON))
+                )
         except httpx.HTTPError as error:
             raise self._away(error) from error
 

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData
 
 from primia.chassis.app import create_app
 from primia.chassis.auth import require
-from primia.chassis.identity import Identity, Principal
+from primia.chassis.identity import Identity, Principal, pages_audience
 from primia.chassis.service import Service
 from primia.chassis.settings import ServiceSettings
 from primia.errors import Conflict
@@ -190,7 +190,7 @@ def test_metrics_are_for_users_and_the_monitor(client, cast):
 
 
 def test_pages_load_nothing_from_elsewhere(client, cast):
-    token = cast.token("alice", NAME)
+    token = cast.token("alice", pages_audience(NAME))
     signed_in = client.get("/sign-in", params={"token": token}, follow_redirects=False)
     assert signed_in.status_code == 303
     for page in ("/docs", "/redoc"):
@@ -203,3 +203,24 @@ def test_pages_load_nothing_from_elsewhere(client, cast):
 
 def test_sign_in_refuses_a_bad_token(client):
     assert client.get("/sign-in", params={"token": "x"}).status_code == 401
+
+
+def test_a_token_from_an_address_opens_pages_only_and_no_other_does(client, cast):
+    seen = cast.token("alice", pages_audience(NAME))
+    assert client.get("/who", headers={"Authorization": f"Bearer {seen}"}).status_code == 401
+    whole = cast.token("alice", NAME)
+    assert client.get("/sign-in", params={"token": whole}).status_code == 401
+
+
+@pytest.mark.parametrize("cookie", ["a/b=1", "primia_pages=x", "=", "a=\x7f"])
+def test_a_strange_cookie_is_no_server_error(client, cookie):
+    assert client.get("/docs", headers={"Cookie": cookie}).status_code == 401
+
+
+def test_a_json_route_takes_no_large_body_by_another_name(client, cast):
+    headers = cast.headers("alice", NAME)
+    for media in ("application/octet-stream", "multipart/form-data; boundary=x"):
+        answer = client.post(
+            "/echo", content=b"a" * 2000, headers={**headers, "Content-Type": media}
+        )
+        assert answer.status_code == 413, media

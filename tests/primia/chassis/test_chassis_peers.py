@@ -1,0 +1,86 @@
+"""What a peer may send us: bounded while it is read, never decompressed."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from primia.chassis.identity import Identity
+from primia.chassis.peers import PeerClient
+from primia.errors import MalformedMessage, PeerRefused
+
+MIB = 1 << 20
+
+
+class _Peer(BaseHTTPRequestHandler):
+    sent = 0
+
+    def do_GET(self) -> None:
+        {"/endless": self._endless, "/bomb": self._bomb, "/no": self._refuse}[self.path]()
+
+    def _endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(200):
+            try:
+                self.wfile.write(bytes(MIB))
+            except OSError:
+                return
+            type(self).sent += MIB
+
+    def _bomb(self) -> None:
+        body = gzip.compress(bytes(64 * MIB))
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self) -> None:
+        body = b'{"detail": "Not for you."}'
+        self.send_response(403)
+        self.send_header("Content-Type", "application/problem+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_given: object) -> None:
+        pass
+
+
+@pytest.fixture
+def client() -> Iterator[PeerClient]:
+    _Peer.sent = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Peer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    made = PeerClient(Identity.fresh("node-a"), "owner", f"http://127.0.0.1:{server.server_port}")
+    yield made
+    made.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_endless_answer_is_cut_off(client):
+    with pytest.raises(MalformedMessage, match="more than 16777216 bytes"):
+        client.request("GET", "/endless")
+    assert _Peer.sent < 64 * MIB
+
+
+def test_an_answer_may_be_as_large_as_expected(client):
+    with pytest.raises(MalformedMessage, match="more than 25165824 bytes"):
+        client.request("GET", "/endless", largest=24 * MIB)
+
+
+def test_a_compressed_answer_is_not_unpacked(client):
+    assert len(client.request("GET", "/bomb").content) < MIB
+
+
+def test_the_reason_of_a_refusal_is_told(client):
+    with pytest.raises(PeerRefused, match="Not for you"):
+        client.request("GET", "/no")
