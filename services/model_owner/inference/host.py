@@ -152,6 +152,10 @@ class SessionHost:
             log.warning("session ended", session=session_id, reason=reason)
             self._ended(session_id, False, reason)
 
+    def admit(self, session_id: str, token: str) -> None:
+        """Raises NotFound or Forbidden unless the token is the session's."""
+        self._find(session_id, token)
+
     def _find(self, session_id: str, token: str) -> _Hosted:
         with self._lock:
             hosted = self._sessions.get(session_id)

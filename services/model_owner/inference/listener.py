@@ -26,8 +26,9 @@ _START_SECONDS = 10
 
 def create_listener(host: SessionHost, max_body_bytes: int) -> Starlette:
     async def answer(request: Request, number: int) -> Response:
-        body = await read_body(request, max_body_bytes)
         session_id, token = request.path_params["session"], _token(request)
+        host.admit(session_id, token)  # before a stranger's body is held in memory
+        body = await read_body(request, max_body_bytes)
         with request_scope(request.headers.get(REQUEST_ID_HEADER)):
             found = await run_sync(host.step, session_id, token, number, body)
         return Response(found, media_type=OCTETS)

@@ -77,12 +77,12 @@ def _open(ctx: Context, row: store.SessionRow) -> None:
     token = worker.host.open(row.id, owner)
     with ctx.db.session() as session:
         current = store.session_row(session, row.id, lock=True)
-        current.host = worker.listener.url
-        current.token = ctx.secrets.seal(token.encode(), token_purpose(row.id))
-        current.alive_until = ctx.clock.after(ALIVE_SECONDS)
         opened = current.state == SessionState.PREPARING.value
-        if opened:
+        if opened:  # else the row may name another worker, which holds it
             current.advance(SessionEvent.OPENED)
+            current.host = worker.listener.url
+            current.token = ctx.secrets.seal(token.encode(), token_purpose(row.id))
+            current.alive_until = ctx.clock.after(ALIVE_SECONDS)
     if not opened:
         worker.host.drop(row.id, token, "it was ended while it was prepared")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import httpx
@@ -240,6 +241,15 @@ def test_steps_over_the_internal_listener(held, listener):
         assert http.delete(unknown, headers=headers).status_code == 404
         assert http.delete(base, headers=headers).status_code == 204
     assert held.ended == [(ID, False, "the data node ended it")]
+
+
+def test_a_strangers_body_is_refused_before_it_is_read(listener):
+    """Only the head is sent: an answer shows that nobody waits for the body."""
+    address = listener.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=10) as stranger:
+        head = f"PUT /sessions/{ID}/steps/0 HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n"
+        stranger.sendall(head.encode())
+        assert b" 403 " in stranger.recv(1024)
 
 
 def test_small_answers_do_not_wait_for_acknowledgements(listener):
