@@ -205,6 +205,8 @@ def evaluate(job: Job, item: Evaluate) -> None:
     from services.data_node.training import local  # torch: in workers only, when it is needed
 
     ctx, run = job.ctx, job.run(item.run)
+    if run.evaluation is not None:  # scores of model after model would tell of single images
+        raise UnexpectedMessage("This site has evaluated the run's final model already.")
     proposal = run.read_proposal()
     with ctx.db.reading() as session:
         site = site_of(session, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from fastapi.responses import FileResponse
@@ -41,6 +42,7 @@ Node = Annotated[Principal, Depends(require("data_node"))]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 StepNumber = Annotated[int, Path(ge=0, le=100_000, description="from 0; one a gate, one at last")]
 
+_THREADS = "inference.threads"
 _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"description": "Raw bytes (primia.mpc)", "content": {OCTETS: {}}}
 }
@@ -244,7 +246,10 @@ async def _pass_on(
 ) -> Response:
     target = await run_sync(forward.find, ctx, session_id, node)
     body = await read_body(request, target.largest_body)
-    answer = await run_sync(forward.send, ctx, target, "PUT", path, body)
+    # A thread waits while the worker computes: of a number of their own, so that steps never take
+    # all the threads that the other routes need.
+    threads = ctx.extras.setdefault(_THREADS, CapacityLimiter(ctx.settings.max_sessions))
+    answer = await run_sync(forward.send, ctx, target, "PUT", path, body, limiter=threads)
     return Response(answer.content, answer.status, media_type=answer.media)
 
 

@@ -406,3 +406,11 @@ def test_a_site_that_got_another_model_than_the_others_is_not_aggregated_with(fe
     turn(grid.nodes[0])
     assert failure(grid).code == "invalid-signature"
     assert ("node-a", "envelopes", 1) not in grid.owner.answers
+
+
+def test_one_model_is_evaluated_in_a_run(federation):
+    grid = federation()
+    grid.until("evaluation")
+    again = messages.Evaluate(run=RUN, round=3, weights_digest="0" * 64, weights_bytes=9)
+    tasks.work(grid.nodes[0], intake.take_in(grid.nodes[0], again))
+    assert "evaluated the run's final model already" in failure(grid).detail
