@@ -21,7 +21,10 @@ from pathlib import Path
 
 import httpx
 
+from deploy import try_work
 from primia.chassis.identity import Identity, PrincipalBook, Role
+from primia.client import DataNode, ModelOwner
+from primia.errors import PrimiaError
 from primia.prg import fresh_bytes
 
 NETWORK = "primia-try"
@@ -74,7 +77,9 @@ def members(first_port: int) -> list[Member]:
 
 
 def podman(*arguments: str, quiet: bool = False) -> str:
-    command = shutil.which("podman") or "podman"
+    command = shutil.which("podman")
+    if command is None:
+        raise RuntimeError("podman was not found: install it")
     done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
     if done.returncode and not quiet:
         raise RuntimeError(f"podman {arguments[0]} failed: {done.stderr.strip()}")
@@ -94,9 +99,13 @@ def enrol(home: Path, grid: list[Member]) -> Identity:
         for principal in principals:
             if principal.name != member.name:
                 book.add(principal)
+    return operator
+
+
+def hand_over(home: Path) -> None:
+    """What lies here belongs to the user of the containers."""
     for path in (home, *home.rglob("*")):
         os.chown(path, USER, USER)
-    return operator
 
 
 def environment(member: Member) -> dict[str, str]:
@@ -114,6 +123,7 @@ def environment(member: Member) -> dict[str, str]:
         values["PRIMIA_DEALER_URL"] = f"http://{NETWORK}-crypto-provider:8000"
     if member.service == "data-node":
         values["PRIMIA_OWNER_URL"] = f"http://{NETWORK}-model-owner:8000"
+        values |= {"PRIMIA_DATA_ROOTS": '["/data"]', "PRIMIA_APPROVAL": "auto"}
     return values
 
 
@@ -130,6 +140,7 @@ def run(member: Member, home: Path, part: str, *arguments: str, wait: bool = Fal
         *("--volume", f"{member.pod}:/var/lib/primia"),
         *("--volume", f"{private / 'identity'}:/etc/primia/identity:ro"),
         *("--volume", f"{private / 'principals'}:/etc/primia/principals:ro"),
+        *("--volume", f"{private / 'images'}:/data:ro"),
         *settings,
         *entry,
         f"localhost/primia-{member.service}",
@@ -185,6 +196,18 @@ def check(grid: list[Member], operator: Identity) -> None:
     print("ok  no container runs as root or can write its root file system")
 
 
+def work(grid: list[Member], operator: Identity, home: Path) -> None:
+    owner = ModelOwner(operator, grid[0].name, grid[0].url)
+    hospitals = [member for member in grid if member.service == "data-node"]
+    nodes = [DataNode(operator, member.name, member.url) for member in hospitals]
+    image = next((home / hospitals[0].name / "images").rglob("*.jp*g"))
+    try:
+        done = try_work.do(owner, nodes, image)
+    except PrimiaError as error:
+        raise RuntimeError(f"the work was not done: {error}") from error
+    print(f"ok  {done.training}\nok  {done.inference}")
+
+
 def _get(member: Member, operator: Identity, path: str) -> dict[str, list[dict[str, object]]]:
     token = operator.token(member.name)
     headers = {"Authorization": f"Bearer {token}"}
@@ -220,17 +243,30 @@ def show_logs(grid: list[Member]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the grid in containers and check it.")
     parser.add_argument("--port", type=int, default=18000, help="the first of five local ports")
+    parser.add_argument("--work", action="store_true", help="also train and classify (minutes)")
     parser.add_argument("--keep", action="store_true", help="leave it running")
     options = parser.parse_args()
     grid = members(options.port)
-    clean(grid)
+    try:
+        clean(grid)  # what an earlier trial has left
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
     home = Path(tempfile.mkdtemp(prefix="primia-try-"))
     operator = enrol(home, grid)
+    folders = [home / member.name / "images" for member in grid]
+    for folder in folders:
+        folder.mkdir()
+    if options.work:
+        try_work.draw_images(folders[-3:])
+    hand_over(home)
     try:
         podman("network", "create", NETWORK)
         for member in grid:
             start(member, home)
         check(grid, operator)
+        if options.work:
+            work(grid, operator, home)
     except RuntimeError as error:
         print(f"failed: {error}", file=sys.stderr)
         show_logs(grid)
@@ -238,6 +274,7 @@ def main() -> int:
     finally:
         if not options.keep:
             clean(grid)
+            shutil.rmtree(home)
     return 0
 
 
