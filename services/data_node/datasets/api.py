@@ -66,7 +66,9 @@ def show(ctx: Ctx, name: Name) -> DatasetView:
 def problems(
     ctx: Ctx,
     name: Name,
-    after: Annotated[int, Query(ge=0, description="the page behind this problem's id")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=2**31 - 1, description="the page behind this problem's id")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ProblemPage:
     with ctx.db.reading() as session:

@@ -27,7 +27,7 @@ from primia.messages.inference import (
 )
 from primia.prg import fresh_bytes
 from services.data_node.inference import store, tasks, upload
-from services.data_node.inference.domain import State, choose
+from services.data_node.inference.domain import ENDED, State, choose
 from services.data_node.inference.served import served_models
 
 log = get_logger(__name__)
@@ -150,7 +150,7 @@ def show(inference_id: Id, _user: User, ctx: Ctx) -> InferenceStatus:
         },
     },
 )
-def events(inference_id: Id, _user: User, ctx: Ctx, request: Request) -> EventSourceResponse:
+def events(inference_id: Id, _user: User, ctx: Ctx, request: Request) -> Response:
     """Give Last-Event-ID to go on where a connection broke off."""
 
     def after(last: int) -> Sequence[Event]:
@@ -158,8 +158,8 @@ def events(inference_id: Id, _user: User, ctx: Ctx, request: Request) -> EventSo
             return [_event(row) for row in store.events_after(session, inference_id, last)]
 
     with ctx.db.reading() as session:
-        store.find(session, inference_id)
-    return sse(request, after)
+        over = store.find(session, inference_id).state in ENDED
+    return sse(request, after, over)
 
 
 def _event(row: store.InferenceEvent) -> Event:

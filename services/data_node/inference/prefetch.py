@@ -170,7 +170,8 @@ def _fetch(ctx: Context, row: PrefetchedDeal) -> None:
 def _set(ctx: Context, row_id: str, state: str, deal: Deal) -> None:
     with ctx.db.session() as session:
         row = session.get_one(PrefetchedDeal, row_id, with_for_update=True)
-        row.state, row.deal, row.expires = state, deal.id, deal.expires
+        if row.state == _FETCHING:  # else it was dropped meanwhile, and stays so
+            row.state, row.deal, row.expires = state, deal.id, deal.expires
 
 
 def _drop_old(ctx: Context) -> None:

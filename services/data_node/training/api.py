@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
 from primia.chassis.auth import require
@@ -94,7 +94,7 @@ def withdraw(ctx: Ctx, user: User, run_id: Id, request: Withdrawal) -> RunView:
         },
     },
 )
-def events(ctx: Ctx, _user: User, run_id: Id, request: Request) -> EventSourceResponse:
+def events(ctx: Ctx, _user: User, run_id: Id, request: Request) -> Response:
     """Give Last-Event-ID to go on where a connection broke off."""
 
     def after(last: int) -> Sequence[Event]:
@@ -102,8 +102,8 @@ def events(ctx: Ctx, _user: User, run_id: Id, request: Request) -> EventSourceRe
             return [_event(row) for row in store.events_after(session, run_id, last)]
 
     with ctx.db.reading() as session:
-        store.find_run(session, run_id)
-    return sse(request, after)
+        over = store.find_run(session, run_id).state in ENDED
+    return sse(request, after, over)
 
 
 def _event(row: store.RunEvent) -> Event:

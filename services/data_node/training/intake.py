@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
-from primia.messages.rounds import Stop, WorkItem
+from primia.messages.rounds import Review, Stop, WorkItem
 from primia.prg import fresh_bytes
 from services.data_node.training import domain, steps, store
 from services.data_node.training.store import Agent, Run, WorkRow
@@ -16,6 +16,7 @@ from services.data_node.training.store import Agent, Run, WorkRow
 log = get_logger(__name__)
 # An owner that asks again so long after it took an answer has not kept it.
 _FORGOTTEN = timedelta(seconds=5)
+_MAX_PENDING = 100
 
 
 def prepare(ctx: Context) -> None:
@@ -29,6 +30,9 @@ def take_in(ctx: Context, item: WorkItem) -> str | None:
     with ctx.db.session() as session:
         row = store.find_item(session, item)
         if row is None:
+            if not _is_due(session, item):
+                log.warning("unasked request", run=item.run, kind=item.kind)
+                return None
             row = store.add_item(session, fresh_bytes(16).hex(), item, ctx.clock.now())
             if isinstance(item, Stop):
                 # At once, so that a training in progress ends even while all workers are busy.
@@ -41,6 +45,13 @@ def take_in(ctx: Context, item: WorkItem) -> str | None:
             row.state = "answered"
             ctx.jobs.enqueue_after(session, "training.work", row.id)
         return row.id
+
+
+def _is_due(session: Session, item: WorkItem) -> bool:
+    """Work of a run that this site knows; a proposal while not too many wait for a decision."""
+    if isinstance(item, Review):
+        return len(store.runs(session, "pending", _MAX_PENDING)) < _MAX_PENDING
+    return isinstance(item, Stop) or session.get(Run, item.run) is not None
 
 
 def is_settled(ctx: Context, item_id: str) -> bool:

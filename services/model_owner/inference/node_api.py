@@ -177,9 +177,10 @@ def _row(ctx: Context, wanted: SessionRequest, node: str) -> store.SessionRow:
                 "This plan is not served, or is another one.",
                 hint="GET /inference/models lists what is served.",
             )
-        if store.live_sessions(session) >= ctx.settings.max_sessions:
+        full = store.live_sessions(session) >= ctx.settings.max_sessions
+        if full or store.live_sessions(session, node) >= ctx.settings.max_sessions_a_node:
             raise Unavailable(
-                f"There are {ctx.settings.max_sessions} sessions open already.",
+                "As many sessions as this service keeps (in all, or for a node) are open already.",
                 hint="Try again shortly; the deal stays yours.",
                 retry_after=2,
             )

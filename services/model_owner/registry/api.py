@@ -132,7 +132,7 @@ async def upload(
     response: Response,
     name: Name,
     parent: Annotated[
-        int | None, Query(ge=1, description="the version that it was made from")
+        int | None, Query(ge=1, le=2**31 - 1, description="the version that it was made from")
     ] = None,
     image_size: Annotated[
         int | None, Query(ge=16, le=512, description="default: the model's")

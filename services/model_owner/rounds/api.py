@@ -106,9 +106,7 @@ def events(ctx: Ctx, run: Id, request: Request) -> Response:
 
     with ctx.db.reading() as session:
         over = progress.ended(store.find(session, run))
-    stream = sse(request, after)
-    seen = int(request.headers.get("Last-Event-ID", "0"))
-    return Response(status_code=204) if over and not after(seen) else stream
+    return sse(request, after, over)
 
 
 @router.delete(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from primia.errors import InvalidInput
@@ -25,11 +25,17 @@ class Event:
     last: bool = False
 
 
-def sse(request: Request, after: Callable[[int], Sequence[Event]]) -> EventSourceResponse:
-    """Stream the events that ``after(last id seen)`` yields, until one of them is the last."""
+def sse(request: Request, after: Callable[[int], Sequence[Event]], over: bool) -> Response:
+    """Stream the events that ``after(last id seen)`` yields, until one of them is the last.
+
+    204 where it is ``over`` and nothing comes any more: a browser would connect again for ever.
+    """
     given = request.headers.get("Last-Event-ID", "0")
     if not given.isascii() or not given.isdigit() or len(given) > 18:
         raise InvalidInput("Last-Event-ID must be the number of an event.")
+
+    if over and not after(int(given)):
+        return Response(status_code=204)
 
     async def follow() -> AsyncIterator[ServerSentEvent]:
         seen = int(given)

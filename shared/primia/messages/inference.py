@@ -190,7 +190,9 @@ class InferenceRequest(Message):
     """POST /inference with registered images; an upload carries the same fields as a form."""
 
     model: Name
-    version: int | None = Field(default=None, ge=1, description="default: the newest served")
+    version: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="default: the newest served"
+    )
     result: Result = "label"
     dataset: Name
     images: tuple[Annotated[str, StringConstraints(min_length=1, max_length=512)], ...] = Field(

@@ -101,7 +101,7 @@ class RunRequest(Message):
     """POST /rounds"""
 
     model: Name
-    version: int | None = Field(default=None, ge=1, description="default: the newest")
+    version: int | None = Field(default=None, ge=1, le=2**31 - 1, description="default: the newest")
     nodes: tuple[Name, ...] = Field(min_length=1, max_length=MAX_NODES)
     rounds: int = Field(ge=1, le=MAX_ROUNDS)
     repeats: int = Field(
