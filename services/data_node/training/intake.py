@@ -48,10 +48,11 @@ def take_in(ctx: Context, item: WorkItem) -> str | None:
 
 
 def _is_due(session: Session, item: WorkItem) -> bool:
-    """Work of a run that this site knows; a proposal while not too many wait for a decision."""
+    """Whether the owner may leave one more row here: proposals that wait for a decision are
+    bounded, and so is work of runs that this site does not know (it is answered with a failure)."""
     if isinstance(item, Review):
         return len(store.runs(session, "pending", _MAX_PENDING)) < _MAX_PENDING
-    return isinstance(item, Stop) or session.get(Run, item.run) is not None
+    return session.get(Run, item.run) is not None or store.strays(session) < _MAX_PENDING
 
 
 def is_settled(ctx: Context, item_id: str) -> bool:

@@ -322,6 +322,13 @@ def add_item(session: Session, item_id: str, item: WorkItem, now: datetime) -> W
     return row
 
 
+def strays(session: Session) -> int:
+    """Rows of work for runs that this site has never been asked to review."""
+    known = select(Run.id)
+    counted = select(func.count()).select_from(WorkRow).where(WorkRow.run.not_in(known))
+    return session.scalar(counted) or 0
+
+
 def review_of(session: Session, run: str) -> WorkRow | None:
     wanted = select(WorkRow).where(WorkRow.run == run, WorkRow.kind == "review")
     return session.scalar(wanted.with_for_update())

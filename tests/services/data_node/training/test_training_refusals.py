@@ -414,3 +414,13 @@ def test_one_model_is_evaluated_in_a_run(federation):
     again = messages.Evaluate(run=RUN, round=3, weights_digest="0" * 64, weights_bytes=9)
     tasks.work(grid.nodes[0], intake.take_in(grid.nodes[0], again))
     assert "evaluated the run's final model already" in failure(grid).detail
+
+
+def test_an_owner_cannot_leave_rows_without_end(federation, monkeypatch):
+    monkeypatch.setattr(intake, "_MAX_PENDING", 2)
+    (node,) = federation(NAMES[:1]).nodes
+    taken = [
+        intake.take_in(node, messages.Stop(run=f"{number:032x}", state="cancelled"))
+        for number in range(4)
+    ]
+    assert [row is not None for row in taken] == [True, True, False, False]
