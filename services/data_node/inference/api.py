@@ -145,7 +145,7 @@ def show(inference_id: Id, _user: User, ctx: Ctx) -> InferenceStatus:
     responses={
         **responses(404, 422),
         200: {
-            "description": "Kinds: state, attempt, progress, retry; the data is the status then.",
+            "description": "Kinds: state, attempt, waiting, progress, retry. Data: the status.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
     },

@@ -26,10 +26,11 @@ def reserve(
     batch: int,
     go_on: Callable[[], None],
     patience: float = BUSY_SECONDS,
+    waits: Callable[[str], None] = lambda _: None,
 ) -> Deal:
     """Ask for a deal; from the stock it is reserved at once, else it is being made."""
     request = DealRequest(plan=wanted.plan, digest=wanted.digest, batch=batch)
-    answer = patiently(lambda: dealer(ctx).post("/deals", request), go_on, patience)
+    answer = patiently(lambda: dealer(ctx).post("/deals", request), go_on, patience, waits)
     return dealer(ctx).parse(answer, Deal)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia.chassis.context import Context
-from primia.errors import MalformedMessage, PeerUnavailable, UnexpectedMessage
+from primia.errors import (
+    MalformedMessage,
+    PeerError,
+    PeerRefused,
+    PeerUnavailable,
+    UnexpectedMessage,
+)
 from primia.learning.images import normalise
 from primia.messages.inference import Cost, ServedPlan, Session, SessionRequest
 from primia.mpc.client import Client
@@ -29,11 +36,12 @@ Values = NDArray[np.float64] | NDArray[np.int64]
 @dataclass
 class Report:
     """Told of progress. ``opened``: identifiers to burn if this attempt breaks; ``go_on`` raises
-    where the inference was cancelled or the process is to end."""
+    where the inference was cancelled or the process is to end; ``waits``: for what reason."""
 
     opened: Callable[[str | None, str | None], None]
     progress: Callable[[str, int, int, Cost], None]
     go_on: Callable[[], None]
+    waits: Callable[[str], None]
     cost: dict[str, float] = field(default_factory=dict)
     phase: str = "material"
     _since: float = field(default_factory=time.monotonic)
@@ -97,13 +105,29 @@ def _material(
     if kept is not None:
         report.opened(kept.deal, None)
         return _ask_session(ctx, wanted, kept.deal, batch, report), kept.half
-    deal = material.reserve(ctx, wanted, batch, report.go_on)
+    deal = material.reserve(ctx, wanted, batch, report.go_on, waits=report.waits)
     report.opened(deal.id, None)
     deal = material.until_reserved(ctx, deal, report.go_on)
     session = _ask_session(ctx, wanted, deal.id, batch, report)
-    half = material.fetch(ctx, deal, plan, batch)
+    try:
+        half = material.fetch(ctx, deal, plan, batch)
+    except PeerRefused as error:
+        raise _cause(ctx, session, error) from error
     report.add(deal.bytes or 0)
     return session, half
+
+
+def _cause(ctx: Context, session: Session, refused: PeerRefused) -> PeerError:
+    """Why the deal is gone, where the model owner burned it when its side broke."""
+    with contextlib.suppress(PeerError):
+        found = served.owner(ctx).get(_path(session), Session)
+        if found.state == "failed":
+            return _ended(found)
+    return refused
+
+
+def _ended(session: Session) -> UnexpectedMessage:
+    return UnexpectedMessage(f"The session is {session.state}: {session.reason}")
 
 
 def _path(session: Session) -> str:
@@ -116,7 +140,9 @@ def _ask_session(
     """Asked for before this node's half is fetched: both halves come at the same time."""
     request = SessionRequest(plan=wanted.plan, digest=wanted.digest, deal=deal, batch=batch)
     owner = served.owner(ctx)
-    answer = patiently(lambda: owner.post("/inference/sessions", request), report.go_on)
+    answer = patiently(
+        lambda: owner.post("/inference/sessions", request), report.go_on, waits=report.waits
+    )
     session = owner.parse(answer, Session)
     if session.deal != deal:
         raise MalformedMessage("The model owner opened a session for another deal.")
@@ -134,7 +160,7 @@ def _until_ready(ctx: Context, session: Session, go_on: Callable[[], None]) -> N
             _path(session), Session, params={"wait": _WAIT_SECONDS}, timeout=_WAIT_SECONDS + 20
         )
     if session.state != "ready":
-        raise UnexpectedMessage(f"The session is {session.state}: {session.reason}")
+        raise _ended(session)
 
 
 def _normalised(row: store.Inference, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -126,7 +126,14 @@ def _report(ctx: Context, inference_id: str, held: Held) -> Report:
         if held.lost.is_set() or ctx.jobs.stopping():
             raise _Stopped
 
-    return Report(opened, progress, go_on)
+    def waits(reason: str) -> None:
+        with ctx.db.session() as session:
+            row = store.find(session, inference_id, lock=True)
+            if not store.is_ended(row):
+                row.reason = f"Waiting: {reason}"[:2000]
+                store.note(session, row, "waiting", ctx.clock.now())
+
+    return Report(opened, progress, go_on, waits)
 
 
 def _finish(ctx: Context, inference_id: str, values: Values) -> None:

@@ -146,7 +146,7 @@ def settle(
     layout: Size,
     metrics: dict[str, Any] | None = None,
 ) -> None:
-    row.state = move(state_of(row), "ready")
+    row.state, row.reason = move(state_of(row), "ready"), ""
     row.digest, row.bytes, row.metrics = digest, size, metrics
     row.parameters, row.buffers = layout.parameters, layout.buffers
 

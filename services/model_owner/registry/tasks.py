@@ -8,7 +8,7 @@ from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
-from primia.errors import InvalidInput
+from primia.errors import InvalidInput, StorageFull
 from primia.learning.spec import ModelSpec
 from services.model_owner.registry import store, weights
 from services.model_owner.registry.store import ModelVersion
@@ -20,7 +20,8 @@ MAX_ATTEMPTS = 5
 
 
 def prepare(ctx: Context, version_id: str) -> None:
-    """Write the version's weights file; ready, or failed with the reason."""
+    """Write the version's weights file; ready, or failed with the reason. A full disk is waited
+    for: the sweep tries again."""
     with lease(ctx.db, ctx.clock, ModelVersion, version_id) as held:
         if held is None:
             return
@@ -33,6 +34,9 @@ def prepare(ctx: Context, version_id: str) -> None:
             if held.attempt > MAX_ATTEMPTS:
                 raise InvalidInput("The worker was interrupted too often while preparing it.")
             written = _write(ctx, row, spec)
+        except StorageFull as error:
+            _wait(ctx, version_id, error)
+            return
         except InvalidInput as error:
             _fail(ctx, version_id, str(error))
         else:
@@ -57,6 +61,14 @@ def _settle(ctx: Context, version_id: str, written: Written) -> None:
         if row.state == "preparing":
             store.settle(row, digest=written.digest, size=written.bytes, layout=written.size)
     log.info("version ready", model=row.model, version=row.version)
+
+
+def _wait(ctx: Context, version_id: str, error: StorageFull) -> None:
+    with ctx.db.session() as session:
+        row = session.get_one(ModelVersion, version_id, with_for_update=True)
+        row.reason = f"{error.detail} It is tried again."
+        row.attempts = 0  # a full disk is not this row's fault
+    log.warning("version waits", model=row.model, version=row.version, reason=error.detail)
 
 
 def _fail(ctx: Context, version_id: str, reason: str) -> None:

@@ -184,6 +184,14 @@ def record(
     session.add(Event(run=run, at=at, kind=kind, round=round, node=node, detail=detail))
 
 
+def record_once(session: Session, run: str, at: datetime, kind: str, reason: str) -> None:
+    """An event, unless it only repeats the run's latest one."""
+    latest = select(Event).where(Event.run == run).order_by(Event.id.desc()).limit(1)
+    row = session.scalars(latest).first()
+    if row is None or row.kind != kind:
+        record(session, run, at, kind, reason=reason)
+
+
 def events(session: Session, run: str, after: int, limit: int) -> Sequence[Event]:
     wanted = select(Event).where(Event.run == run, Event.id > after).order_by(Event.id)
     return session.scalars(wanted.limit(limit)).all()

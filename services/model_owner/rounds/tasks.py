@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy.orm import Session
 
@@ -17,7 +17,7 @@ from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
-from primia.errors import InvalidInput, MalformedMessage, PeerError
+from primia.errors import InvalidInput, MalformedMessage, PeerError, StorageFull
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.domain import Size
@@ -68,7 +68,8 @@ def _absorb_one(ctx: Context, round_id: str, held: Held) -> bool:
         return False
     run, row, contribution = found
     try:
-        opening.add_update(ctx, run, row, contribution)
+        with _full_disk_is_told(ctx, run.id):
+            opening.add_update(ctx, run, row, contribution)
     except (FileNotFoundError, MalformedMessage, InvalidInput, InvalidUpdate) as error:
         # The run was ended and cleaned meanwhile; or the disk lost what it had confirmed.
         log.warning("an update could not be added", round=round_id, error=type(error).__name__)
@@ -93,6 +94,18 @@ def _absorbed(ctx: Context, run_id: str, round_id: str, node: str, summed: int, 
         session.flush()
         progress.advance(ctx, session, run)
     return True
+
+
+@contextlib.contextmanager
+def _full_disk_is_told(ctx: Context, run_id: str) -> Iterator[None]:
+    """The run waits: its users read why, and the sweep tries again."""
+    try:
+        yield
+    except StorageFull as error:
+        with ctx.db.session() as session:
+            now = ctx.clock.now()
+            store.record_once(session, run_id, now, "waiting", reason=error.detail)
+        raise
 
 
 def _lost_file(ctx: Context, found: Waiting, held: Held) -> bool:
@@ -122,7 +135,8 @@ def open_round(ctx: Context, round_id: str) -> None:
             run = store.find(session, row.run)
             try:
                 update = opening.mean_update(ctx, session, run, row)
-                written = opening.write_model(ctx, session, run, update)
+                with _full_disk_is_told(ctx, run.id):
+                    written = opening.write_model(ctx, session, run, update)
             except (PeerError, InvalidInput, FileNotFoundError) as error:
                 reason = getattr(error, "detail", "the sum or the model is gone from the disk")
                 written = None
@@ -195,7 +209,10 @@ def finish(ctx: Context, run_id: str) -> None:
         if run.state != "evaluating" or run.deadline is not None:
             return
         try:
-            weights.copy(ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id))
+            with _full_disk_is_told(ctx, run_id):
+                weights.copy(
+                    ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id)
+                )
         except FileNotFoundError:
             _finish(ctx, run_id, held, lost=True)
         else:

@@ -7,16 +7,21 @@ wait for each other and never deadlock); ``reading()`` is a read-only view.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Connection, DateTime, Dialect, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
+from primia.errors import StorageFull
+
 _BUSY_SECONDS = 30
+_POSTGRESQL_DISK_FULL = "53100"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -53,7 +58,8 @@ class Database:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        with self._write.begin() as session:
+        """Raises StorageFull where the database has no room; then nothing has been written."""
+        with _full_disk_is_typed(), self._write.begin() as session:
             yield session
 
     @contextlib.contextmanager
@@ -72,6 +78,25 @@ class Database:
 def after_commit(session: Session, action: Callable[[], None]) -> None:
     """Run ``action`` once this transaction has been committed; never if it is rolled back."""
     event.listen(session, "after_commit", lambda _session: action(), once=True)
+
+
+@contextlib.contextmanager
+def _full_disk_is_typed() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if not _is_full(error.orig):
+            raise
+        raise StorageFull(
+            "The database has no free disk space.",
+            hint="Free some disk space and try again; nothing was lost.",
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return getattr(error, "sqlstate", None) == _POSTGRESQL_DISK_FULL
 
 
 def _engine(url: str) -> Engine:

@@ -338,6 +338,33 @@ def test_the_opening_is_fetched_once_and_checked(grid):
     assert again["cost"]["material_bytes"] < status["cost"]["material_bytes"]
 
 
+@pytest.mark.parametrize(("where", "attempts"), [(NODE, 1), (OWNER, 4), (DEALER, 4)])
+def test_a_full_disk_fails_the_job_with_the_reason_and_burns(grid, monkeypatch, where, attempts):
+    """At this node one attempt is enough to know; elsewhere space may come back."""
+    known = set(grid.deals())
+    monkeypatch.setattr(grid[where].worker.files, "_min_free", 1 << 60)
+    status = grid.ended(grid.infer(IMAGES[0]).json()["id"])
+    assert (status["state"], status["attempts"]) == ("failed", attempts)
+    assert "are free beside the reserve" in status["reason"]
+    monkeypatch.undo()
+    wait_until(
+        lambda: {s for d, s in grid.deals().items() if d not in known} <= {"spent", "failed"},
+        what="the burning",
+    )
+    wait_until(lambda: "ready" not in {each.state for each in grid.sessions()}, what="the end")
+    assert grid.classify(IMAGES[0])[0]["attempts"] == 1
+
+
+def test_a_dealer_without_room_is_waited_for_and_the_user_told(grid, monkeypatch):
+    monkeypatch.setattr(grid[DEALER].ctx.files, "_min_free", 1 << 60)
+    inference = grid.infer(IMAGES[0]).json()["id"]
+    wait_until(lambda: "no room" in grid.status(inference)["reason"], what="the reason")
+    assert grid.status(inference)["state"] == "running"
+    monkeypatch.undo()
+    status = grid.ended(inference)
+    assert (status["state"], status["attempts"], status["reason"]) == ("done", 1, "")
+
+
 def test_the_list_is_newest_first(grid):
     found = grid.call("GET", NODE, "/inference?limit=2").json()["inferences"]
     assert len(found) == 2

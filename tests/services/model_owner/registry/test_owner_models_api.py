@@ -199,6 +199,21 @@ def test_no_disk_space_is_said_before_the_upload_starts(federation):
     assert_problem(answer, 507, "storage-full", "are needed")
 
 
+def test_a_version_waits_for_space_and_says_so(federation):
+    files = federation.ctx.files
+    reserve, files._min_free = files._min_free, 1 << 60
+    assert federation.user("POST", "/models", json=NEW).status_code == 202
+    with federation.ctx.db.reading() as session:
+        row = tasks.store.find_version(session, "chest", 1)
+    for _ in range(tasks.MAX_ATTEMPTS + 2):
+        tasks.prepare(federation.ctx, row.id)
+    found = version(federation)
+    assert (found["state"], "are needed" in found["reason"]) == ("preparing", True)
+    files._min_free = reserve
+    federation.work()
+    assert (version(federation)["state"], version(federation)["reason"]) == ("ready", "")
+
+
 def test_a_worker_that_dies_too_often_over_a_version_gives_it_up(federation, monkeypatch):
     class Killed(BaseException):
         pass
