@@ -22,9 +22,19 @@ import numpy as np
 from primia.mpc.dealer import Sinks, deal
 from primia.mpc.material import PARTS, Half, half_size
 from primia.mpc.opening import write_opening
-from primia.mpc.operations import Operation
+from primia.mpc.operations import GUARD_BITS, Operation
 from primia.mpc.party import Client, Owner, PreparedModel, PreparedOpening
-from primia.mpc.plan import Add, Convolution, Dense, Flatten, MaxPool, Plan, Relu, SumPool
+from primia.mpc.plan import (
+    Add,
+    Convolution,
+    Dense,
+    Flatten,
+    MaxPool,
+    Narrow,
+    Plan,
+    Relu,
+    SumPool,
+)
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed, Stream
 
@@ -160,11 +170,11 @@ def resnet18(size: int, result: str) -> Plan:
         k, s, p = (kernel, kernel), (stride, stride), (padding, padding)
         return add(Convolution(f"conv{len(ops)}", x, channels, k, s, p, 1, WEIGHT_BITS))
 
-    def relu(x: int) -> int:
-        return add(Relu(f"relu{len(ops)}", x, WEIGHT_BITS))
+    def relu(x: int, low: int = WEIGHT_BITS) -> int:
+        return add(Relu(f"relu{len(ops)}", add(Narrow(f"cut{len(ops)}", x, low))))
 
-    x = conv(0, 64, 7, 2, 3)
-    x = relu(add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1), drop_low=WEIGHT_BITS - 2)))
+    x = add(Narrow("cut", conv(0, 64, 7, 2, 3), WEIGHT_BITS - GUARD_BITS))
+    x = relu(add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1))), GUARD_BITS)
     for stage, channels in enumerate((64, 128, 256, 512)):
         for stride in (2 if stage else 1, 1):
             y = conv(relu(conv(x, channels, 3, stride, 1)), channels, 3, 1, 1)

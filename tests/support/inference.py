@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from primia.mpc.client import _ClientSide
 from primia.mpc.dealer import Sinks, deal
-from primia.mpc.masks import GateStreams
+from primia.mpc.masks import image_mask
 from primia.mpc.material import Half
 from primia.mpc.opening import write_opening
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.party import Client, Owner, PreparedModel, PreparedOpening
-from primia.mpc.plan import Add, Flatten, MaxPool, Plan, Relu, SumPool
+from primia.mpc.plan import Add, Flatten, MaxPool, Narrow, Plan, Relu, SumPool
+from primia.mpc.walk import walk
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed, Stream
 
@@ -95,39 +97,52 @@ class Session:
             request = self.client.step(self.responses[-1])
         return self.client.result()
 
-    def masks(self):
-        """r of every gate and payload, from the two seeds."""
-        seeds = [seed(self.root).derive(party) for party in ("p0", "p1")]
-        found = []
-        for i, gate in enumerate(self.plan.gates()):
-            count = self.batch * gate.comparisons
-            halves = [GateStreams(half, i).words("r", count) for half in seeds]
-            found.append(halves[0] + halves[1])
-        return found
+    def shares(self):
+        """P1's share of what every rounding Narrow reads, in their order."""
+        half = Half.open(self.deal.half(1), self.plan, self.batch, 1, DEAL)
+        side = Listening(PreparedOpening(self.plan, self.opening), half)
+        list(walk(self.plan, self.batch, side, image_mask(half.seed, self.batch, self._shape)))
+        return side.heard
+
+    @property
+    def _shape(self):
+        return self.plan.input_shape
 
 
-def plain(plan, weights, image, masks=None):
+class Listening(_ClientSide):
+    """P1's side of a walk, which keeps what it narrows."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.heard = []
+
+    def narrow(self, x, low):
+        self.heard.append(x)
+        return super().narrow(x, low)
+
+
+def plain(plan, weights, image, shares=None):
     """Scores (int64) of the plan in plain integers, the image given in fixed point (int64).
 
-    With the gates' masks r the truncation's choice between 0 and + 1 unit is reproduced as well,
-    and the bits that a comparison drops; without, everything is exact.
+    With P1's shares of what is narrowed its rounding is reproduced as well; without, it rounds to
+    the nearest.
     """
-    values, gate = [image], 0
-    for op in plan.ops:
+    values, heard = [image], iter(shares or ())
+    for op, width in zip(plan.ops, plan.widths()[1:], strict=True):
         inputs = [values[source] for source in op.sources]
         x = inputs[0]
         if isinstance(op, Convolution | Dense):
             values.append(plain_linear(op, weights[op.layer], x))
+        elif isinstance(op, Narrow):
+            share = next(heard) if shares and op.low else None
+            values.append(plain_narrow(x, op.low, width, share))
         elif isinstance(op, Relu):
-            r = masks[gate].reshape(x.shape) if masks else 0
-            values.append(plain_relu(x, op.shift, r, op.drop_low))
-            gate += 1
+            assert op.coarse == 0, "the plain comparison is exact"
+            values.append(np.where(x >= 0, x, 0))
         elif isinstance(op, MaxPool):
-            assert op.drop_low == 0, "the plain maximum is exact"
+            assert op.coarse == 0, "the plain maximum is exact"
             lowest = np.iinfo(np.int64).min
             values.append(windows(x, op, lowest).max(axis=(-2, -1)))
-            shape = plan.shapes()[op.source]
-            gate += len(op.gates(shape))
         elif isinstance(op, SumPool):
             values.append(windows(x, op, 0).sum(axis=(-2, -1)))
         elif isinstance(op, Add):
@@ -138,14 +153,14 @@ def plain(plan, weights, image, masks=None):
     return values[-1]
 
 
-def plain_relu(y, shift, r=0, drop_low=0):
-    """ReLU(y) >> shift as the gate yields it under the mask r (0 <= r < 2^32)."""
-    r = np.asarray(r, dtype=np.int64)
-    opened = (y + r) % (1 << 32)
-    wrapped = opened < r
-    result = (opened >> shift) - (r >> shift) + (wrapped.astype(np.int64) << (32 - shift))
-    bits = ((opened >> drop_low) - (r >> drop_low) - 1) % (1 << (32 - drop_low))
-    return np.where((y >= 0) & (bits < 1 << (31 - drop_low)), result, 0)
+def plain_narrow(y, low, width, share=None):
+    """The sum of the two parties' shifted shares of y, as a signed number of ``width`` bits."""
+    if share is None:
+        return np.floor(y / 2**low + 0.5).astype(np.int64) if low else y
+    theirs = np.asarray(share, dtype=np.int64)
+    ours = (y - theirs) % (1 << 32)
+    total = ((ours >> low) + 1 + (theirs >> low)) % (1 << width)
+    return np.where(total >> (width - 1), total - (1 << width), total)
 
 
 def plain_linear(op, given, x):
@@ -194,12 +209,15 @@ class Builder:
         pairs = [(kernel, kernel), (stride, stride), (padding, padding)]
         return self._add(Convolution, x, channels, *pairs, groups, self.weight_bits)
 
-    def relu(self, x, shift=None):
-        return self._add(Relu, x, self.weight_bits if shift is None else shift)
+    def narrow(self, x, low, high=0):
+        return self._add(Narrow, x, low, high) if low or high else x
 
-    def max_pool(self, x, kernel=3, stride=2, padding=1, drop_low=0):
+    def relu(self, x, shift=None):
+        return self._add(Relu, self.narrow(x, self.weight_bits if shift is None else shift))
+
+    def max_pool(self, x, kernel=3, stride=2, padding=1, low=0):
         pairs = [(kernel, kernel), (stride, stride), (padding, padding)]
-        return self._add(MaxPool, x, *pairs, drop_low)
+        return self._add(MaxPool, self.narrow(x, low), *pairs)
 
     def add(self, left, right, left_shift=0, right_shift=0):
         return self._add(Add, left, right, left_shift, right_shift)
@@ -213,10 +231,10 @@ class Builder:
         return self._add(Dense, x, classes, self.weight_bits)
 
 
-def resnet18(size, classes=3, result="scores", bits=10, weight_bits=15, drop_low=13):
+def resnet18(size, classes=3, result="scores", bits=10, weight_bits=15):
     """The shape of ResNet-18, BatchNorm folded, ReLU behind the first pooling."""
     b = Builder((3, size, size), weight_bits)
-    x = b.relu(b.max_pool(b.conv(0, 64, 7, 2, 3), drop_low=drop_low))
+    x = b.relu(b.max_pool(b.conv(0, 64, 7, 2, 3), low=weight_bits - 2), 2)
     for stage, channels in enumerate((64, 128, 256, 512)):
         for block in range(2):
             stride = 2 if stage and not block else 1

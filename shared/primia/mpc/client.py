@@ -23,6 +23,7 @@ from primia.mpc.frames import (
     check_id,
     frame,
     payload,
+    planes,
     response_payload,
     words_to_bytes,
 )
@@ -124,7 +125,7 @@ class Client:
             self.close()  # the keys have been used: the session is broken
             raise
         self._next = number + 1
-        return frame(Kind.REQUEST, self._session_id, self._next, [choices.write()])
+        return frame(Kind.REQUEST, self._session_id, self._next, [choices.write(gate)])
 
     def result(self) -> NDArray[np.float64] | NDArray[np.int64]:
         """Scores, float64 (N, classes), or labels, int64 (N,)."""
@@ -169,6 +170,9 @@ class _ClientSide:
     def public(self, values: Ring) -> Ring:
         return np.zeros_like(values)
 
+    def narrow(self, x: Ring, low: int) -> Ring:
+        return x >> np.uint32(low)
+
     def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
         """y1 = E * B + C1."""
         assert x is not None
@@ -181,6 +185,6 @@ class _ClientSide:
     ) -> Generator[bytes, memoryview, Sequence[Ring]]:
         known = [y for y in inputs if y is not None]
         delta, masks = client_prepare(gate, GateStreams(self._half.seed, number), known)
-        self.deltas.append(words_to_bytes(delta))
+        self.deltas.extend(planes(values, gate.width) for values in delta)
         yield from ()
         return masks

@@ -14,19 +14,16 @@ from torch import nn
 
 from primia.errors import InvalidInput, MalformedMessage, UnsupportedModel
 from primia.mpc.compile_bounds import Extent, extents
+from primia.mpc.compile_emit import operations
 from primia.mpc.compile_float import evaluate_graph
 from primia.mpc.compile_graph import (
-    Addition,
     Conv,
-    Flat,
     Floats,
     Graph,
     Linear,
-    Maximum,
     Node,
     Rectify,
     Shape,
-    Sum,
     refuse,
 )
 from primia.mpc.compile_scales import (
@@ -39,17 +36,6 @@ from primia.mpc.compile_scales import (
 from primia.mpc.compile_trace import trace
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.fold import fold
-from primia.mpc.operations import (
-    GUARD_BITS,
-    Add,
-    Convolution,
-    Dense,
-    Flatten,
-    MaxPool,
-    Operation,
-    Relu,
-    SumPool,
-)
 from primia.mpc.oracle import encode, evaluate
 from primia.mpc.plan import RESULTS, Plan
 
@@ -160,41 +146,16 @@ def _combined(extent: Extent, peak: float) -> float:
 
 
 def _quantised(graph: Graph, scales: Scales, shape: Shape, result: Result) -> CompiledModel:
-    ops = [_operation(graph, index, scales) for index in range(len(graph.nodes))]
     weights = {
         node.name: quantise(node, scales.weights[i], scales.values[i + 1])
         for i, node in enumerate(graph.nodes)
         if isinstance(node, Linear)
     }
     try:
-        return CompiledModel(Plan(shape, scales.values[0], tuple(ops), result), weights)
+        plan = Plan(shape, scales.values[0], tuple(operations(graph, scales)), result)
+        return CompiledModel(plan, weights)
     except MalformedMessage as error:
         raise UnsupportedModel(f"The compiled plan is not sound. {error.detail}") from error
-
-
-def _operation(graph: Graph, index: int, scales: Scales) -> Operation:
-    node = graph.nodes[index]
-    name, source, scale = node.name, node.source, scales.values[index + 1]
-    given = scales.values[source]
-    if isinstance(node, Conv):
-        out, _, *kernel = node.weight.shape
-        bits = scales.weights[index]
-        size = (kernel[0], kernel[1])
-        return Convolution(name, source, out, size, node.stride, node.padding, node.groups, bits)
-    if isinstance(node, Linear):
-        return Dense(name, source, len(node.weight), scales.weights[index])
-    if isinstance(node, Rectify):
-        return Relu(name, source, given - scale)
-    if isinstance(node, Maximum):
-        spare = max(0, scale - scales.values[0] - GUARD_BITS)
-        return MaxPool(name, source, node.kernel, node.stride, node.padding, drop_low=spare)
-    if isinstance(node, Sum):
-        return SumPool(name, source, node.kernel, node.stride, node.padding)
-    if isinstance(node, Addition):
-        left, right = node.sources
-        return Add(name, left, right, scale - given, scale - scales.values[right])
-    assert isinstance(node, Flat)
-    return Flatten(name, source)
 
 
 def verify_headroom(model: CompiledModel, images: Floats) -> None:

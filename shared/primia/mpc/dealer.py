@@ -27,6 +27,7 @@ from primia.mpc.masks import (
     image_mask,
     ones,
     result_mask,
+    sign,
     weight_mask,
     window,
 )
@@ -39,11 +40,11 @@ from primia.mpc.material import (
     padding,
     part_size,
 )
-from primia.mpc.operations import RING_BITS, Gate, Linear, Shape
+from primia.mpc.operations import Gate, Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
 from primia.prg import SEED_BYTES, Seed
-from primia.ring import LinearMap, Ring, sign_bit
+from primia.ring import LinearMap, Ring
 
 
 class Sink(Protocol):
@@ -137,6 +138,9 @@ class _Dealer:
     def public(self, values: Ring) -> Ring:
         return np.zeros_like(values)
 
+    def narrow(self, x: Ring, low: int) -> Ring:
+        return x >> np.uint32(low)
+
     def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
         """C0 = A * B - C1. P1's share of the result depends on E, which D does not know."""
         assert x is not None, "the plan lets linear layers read dealt values only"
@@ -180,13 +184,13 @@ def deal_block(
     corrections: list[Ring] = []
     keys = np.zeros(gate.key.block_bytes(count), dtype=np.uint8)
     for payload in range(gate.payloads):
-        r0 = p0.words("r", count, payload)
-        r = r0 + p1.words("r", count, payload)
+        r0, r1 = (streams.words("r", count, payload) for streams in (p0, p1))
+        r = (r0 + r1) & ones(gate.width)
         if payload == 0:
             block = KeyBlock.view(gate.key, count, keys)
             _write_keys(gate, r, (p0.roots(count), p1.roots(count)), generator, block)
-        if gate.shift:
-            corrections += _truncation(gate, r, flag, p1)
+        if gate.widen:
+            corrections += _widening(gate, r, r1, flag, p1)
         else:
             corrections.append(flag * r0 - p1.words("flag_rho", count, payload))
         pads = [p1.words(f"pad{j}", count, payload) for j in (0, 1)]
@@ -194,11 +198,11 @@ def deal_block(
     return DealtBlock(corrections, keys)
 
 
-def _truncation(gate: Gate, r: Ring, flag: Ring, p1: GateStreams) -> list[Ring]:
-    """P0's shares of rho = r >> shift and mu = 2^(32 - shift) msb(r), and of c' times those."""
+def _widening(gate: Gate, r: Ring, r1: Ring, flag: Ring, p1: GateStreams) -> list[Ring]:
+    """P0's shares over Z_2^32 of rho = r and mu = 2^width msb(r), and of c' times those."""
     count = len(r)
-    rho0 = (r >> np.uint32(gate.shift)) - p1.words("rho", count)
-    mu0 = (sign_bit(r) << np.uint32(RING_BITS - gate.shift)) - p1.words("mu", count)
+    rho0 = r - r1
+    mu0 = (sign(gate, r) << np.uint32(gate.width)) - p1.words("mu", count)
     flag_rho = flag * rho0 - p1.words("flag_rho", count)
     return [rho0, mu0, flag_rho, flag * mu0 - p1.words("flag_mu", count)]
 
@@ -206,11 +210,13 @@ def _truncation(gate: Gate, r: Ring, flag: Ring, p1: GateStreams) -> list[Ring]:
 def _write_keys(
     gate: Gate, r: Ring, roots: tuple[Words, Words], generator: KeyGenerator, out: KeyBlock
 ) -> None:
-    """Keys of 1 xor msb(r') xor [x < low(r')] with r' = (r >> s) + 1.
+    """Keys of 1 xor msb(r') xor [x < low(r')]; r' = r, or (r >> coarse) + 1.
 
-    The + 1 makes the rounding of the dropped bits one-sided: the gate's bit is 1 only where y >= 0,
-    on which the truncation's wrap term relies.
+    That + 1 makes a coarse comparison one-sided: the gate's bit is 1 only where the value is not
+    negative, on which the wrap term relies.
     """
-    bits = (compared(gate, r) + np.uint32(1)) & ones(gate.bits)
+    bits = compared(gate, r)
+    if gate.coarse:
+        bits = (bits + np.uint32(1)) & ones(gate.width - gate.coarse)
     constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
     generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, out)

@@ -7,7 +7,8 @@
     request n  P1 -> P0   gate n - 1: the pairs N0, N1 of every payload, then the bits e
     response   P0 -> P1   (the last) P0's share of the result
 
-Ring elements are little-endian, bits packed eight to a byte, the unused ones zero.
+Ring elements are little-endian; those of a gate take the bits of its ring (``planes``). Bits are
+packed eight to a byte, the unused ones zero.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from primia.codec import Reader, Writer
 from primia.errors import InvalidInput, MalformedMessage, UnexpectedMessage
 from primia.fss.geometry import packed_bytes
 from primia.fss.kernel import Bits
-from primia.mpc.operations import Gate
+from primia.mpc.operations import RING_BITS, Gate, plane_bytes
 from primia.mpc.plan import Plan
 from primia.ring import Ring
 
 MAGIC = b"PGIF"
-VERSION = 1
+VERSION = 2
 ID_BYTES = 16
 HEADER_BYTES = 4 + 2 + 2 + ID_BYTES + 4 + 8
 # In the offline payload before the masked shares: the plan's digest and the deal's identifier.
@@ -117,13 +118,13 @@ class Masked:
     values: Ring
     bits: Bits
 
-    def write(self) -> bytes:
-        return words_to_bytes(self.values) + pack(self.bits)
+    def write(self, gate: Gate) -> bytes:
+        return b"".join([*(planes(v, gate.width) for v in self.values), pack(self.bits)])
 
     @classmethod
     def parse(cls, data: memoryview, gate: Gate, count: int) -> Masked:
-        split = 4 * gate.payloads * count
-        values = np.frombuffer(data[:split], dtype="<u4").reshape(gate.payloads, count)
+        split = gate.payloads * plane_bytes(count, gate.width)
+        values = many_from_planes(data[:split], gate.payloads, count, gate.width)
         return cls(values, unpack(data[split:], count))
 
 
@@ -134,18 +135,59 @@ class Choices:
     pairs: Ring
     bits: Bits
 
-    def write(self) -> bytes:
-        return words_to_bytes(self.pairs) + pack(self.bits)
+    def write(self, gate: Gate) -> bytes:
+        lanes = self.pairs.reshape(-1, len(self.bits))
+        return b"".join([*(planes(v, gate.result_width) for v in lanes), pack(self.bits)])
 
     @classmethod
     def parse(cls, data: memoryview, gate: Gate, count: int) -> Choices:
-        split = 8 * gate.payloads * count
-        pairs = np.frombuffer(data[:split], dtype="<u4").reshape(gate.payloads, 2, count)
-        return cls(pairs, unpack(data[split:], count))
+        split = 2 * gate.payloads * plane_bytes(count, gate.result_width)
+        lanes = many_from_planes(data[:split], 2 * gate.payloads, count, gate.result_width)
+        return cls(lanes.reshape(gate.payloads, 2, count), unpack(data[split:], count))
 
 
 def words_to_bytes(values: Ring) -> bytes:
     return values.astype("<u4", copy=False).tobytes()
+
+
+def planes(values: Ring, width: int) -> bytes:
+    """(count,) numbers mod 2^width: their whole low bytes, then a plane of bits for each other."""
+    whole = width // 8
+    lanes = np.ascontiguousarray(values, dtype="<u4").view(np.uint8).reshape(-1, 4)[:, :whole]
+    low = values.astype("<u2") if whole == 2 else lanes  # the cast is the faster of the two
+    parts = [low.tobytes()]
+    for bit in range(8 * whole, width):
+        parts.append(pack(((values >> np.uint32(bit)) & np.uint32(1)).astype(np.uint8)))
+    return b"".join(parts)
+
+
+def from_planes(data: memoryview, count: int, width: int) -> Ring:
+    """What ``planes`` wrote; (count,), below 2^width. Unused bits must be zero."""
+    whole = width // 8
+    if whole == RING_BITS // 8:
+        return np.frombuffer(data, dtype="<u4")
+    split, size = whole * count, packed_bytes(count)
+    values = _low_bytes(data[:split], count, whole)
+    for number, bit in enumerate(range(8 * whole, width)):
+        start = split + number * size
+        values |= unpack(data[start : start + size], count).astype(np.uint32) << np.uint32(bit)
+    return values
+
+
+def many_from_planes(data: memoryview, lanes: int, count: int, width: int) -> Ring:
+    """(lanes, count) numbers, one lane behind the other."""
+    size = plane_bytes(count, width)
+    return np.stack(
+        [from_planes(data[i * size : (i + 1) * size], count, width) for i in range(lanes)]
+    )
+
+
+def _low_bytes(data: memoryview, count: int, whole: int) -> Ring:
+    if whole == 2:
+        return np.frombuffer(data, dtype="<u2").astype(np.uint32)
+    values = np.zeros((count, 4), dtype=np.uint8)
+    values[:, :whole] = np.frombuffer(data, dtype=np.uint8).reshape(count, whole)
+    return values.view("<u4").reshape(count)
 
 
 def pack(bits: Bits) -> bytes:

@@ -1,17 +1,18 @@
 """The arithmetic of one nonlinear gate: what P0 and P1 compute on their shares, without messages.
 
-For each payload y = y0 + y1 and its mask r = r0 + r1, with b = [first payload > 0]:
+For each payload y = y0 + y1 and its mask r = r0 + r1 in Z_2^n, with b = [first payload >= 0]:
 1. P1, offline: delta = y1 + r1.                                     -> P0
 2. P0: v = y0 + r0 + delta = y + r, its share b0 of b from v;
    v, d = b0 xor c.                                                  -> P1
 3. P1: b1 from v; e = b1 xor c'; for j = 0, 1
-   M_j = (j xor b1) ((v >> shift) + w1) + (1 - 2j)(1 - 2e) [c'w0]_1 - B';
+   M_j = (j xor b1) (v + w1) + (1 - 2j)(1 - 2e) [c'w0]_1 - B';
    e, N_j = M_j + k_(j xor d).                                       -> P0
-4. P0: N_b0 - k_c + b0 w0 + (1 - 2 b0)(e w0 + (1 - 2e) [c'w0]_0), which is b (y >> shift) - B'.
+4. P0: N_b0 - k_c + b0 w0 + (1 - 2 b0)(e w0 + (1 - 2e) [c'w0]_0), which is b y - B'.
 
-w_i = g mu_i - rho_i with g = 1 - msb(v): -(r >> shift), and what wrapped around the ring. Without
-truncation rho_i = r_i and there is no mu. Everything works block by block, so that it stays in the
-cache. Bits times ring elements are products in uint32, signs their negatives mod 2^32.
+w_i = g mu_i - rho_i with g = 1 - msb(v): -r, and 2^n where v wrapped around, so that the result
+stands in Z_2^32. Where it stays in Z_2^n, rho_i = r_i and there is no mu. Everything works block by
+block, so that it stays in the cache. Arrays are uint32; of numbers of Z_2^n the bits above n mean
+nothing, and are cleared before they are compared or sent. Signs are negatives mod 2^32.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import numpy as np
 from primia.fss.geometry import blocks
 from primia.fss.kernel import Bits, Evaluator, KeyBlock, Words
 from primia.mpc.frames import Choices, Masked
-from primia.mpc.masks import GateStreams, below_sign, compared
+from primia.mpc.masks import GateStreams, below_sign, compared, ones, sign
 from primia.mpc.material import Cursor
 from primia.mpc.operations import Gate
 from primia.prg import Seed
-from primia.ring import Ring, sign_bit
+from primia.ring import Ring
 
 _ONE = np.uint32(1)
 
@@ -38,6 +39,7 @@ def client_prepare(
     """Step 1: delta, (payloads, count), and P1's shares of the results, B'."""
     count = len(inputs[0])
     delta = np.stack([y1 + streams.words("r", count, p) for p, y1 in enumerate(inputs)])
+    delta &= ones(gate.width)
     return delta, [streams.words("mask", count, p) for p in range(gate.payloads)]
 
 
@@ -60,6 +62,7 @@ def server_open(
         size = stop - start
         for payload in range(gate.payloads):
             values[payload, start:stop] += streams.words("r", size, payload)
+        values[:, start:stop] &= ones(gate.width)
         roots = streams.roots(size)
         shares[start:stop] = _compare(gate, 0, values[0, start:stop], roots, keys, evaluator)
         choice[start:stop] = streams.bits("choice", size)
@@ -90,14 +93,15 @@ def _client_pair(
 ) -> tuple[Ring, Ring]:
     """M_0 and M_1 of one payload."""
     count = len(b1)
-    if gate.shift:
-        g = _ONE - sign_bit(values[0])
-        w1 = g * streams.words("mu", count) - streams.words("rho", count)
+    r1 = streams.words("r", count, payload)
+    if gate.widen:
+        g = _ONE - sign(gate, values[0])
+        w1 = g * streams.words("mu", count) - r1
         crossed = g * streams.words("flag_mu", count) - streams.words("flag_rho", count)
     else:
-        w1 = np.negative(streams.words("r", count, payload))
+        w1 = np.negative(r1)
         crossed = np.negative(streams.words("flag_rho", count, payload))
-    chosen = (values[payload] >> np.uint32(gate.shift)) + w1
+    chosen = values[payload] + w1
     crossed *= _sign(e)
     mask = streams.words("mask", count, payload)
     picked = chosen * b1
@@ -127,7 +131,7 @@ def server_close(
     results = np.empty((gate.payloads, count), dtype=np.uint32)
     for start, stop in blocks(count):
         b0, e = shares[start:stop], choices.bits[start:stop]
-        g = _ONE - sign_bit(masked.values[0, start:stop])
+        g = _ONE - sign(gate, masked.values[0, start:stop])
         for payload in range(gate.payloads):
             w0, crossed = _server_words(gate, streams, payload, g, corrections)
             pad = corrections.words(stop - start)
@@ -144,7 +148,7 @@ def _server_words(
 ) -> tuple[Ring, Ring]:
     """w0 and [c'w0]_0 of one payload."""
     count = len(g)
-    if not gate.shift:
+    if not gate.widen:
         crossed = np.negative(corrections.words(count))
         return np.negative(streams.words("r", count, payload)), crossed
     rho, mu, flag_rho, flag_mu = (corrections.words(count) for _ in range(4))

@@ -4,11 +4,11 @@ P1's seed yields all of P1's masks, so P1 knows its side of every value before t
 P0's seed yields its halves r0 of the opened masks, its choice bits and its key roots. The weight
 masks A come from a seed of their own, one a model version. Items of a gate, most for every payload:
 
-    r           n-bit half of the mask of an opened value      P0, P1
+    r           half of the mask r of an opened value          P0, P1
     roots       128-bit roots of the comparison keys           P0, P1
     choice      the bit c of the random oblivious transfer     P0
     flag        the bit c' that hides P1's comparison bit      P1
-    rho, mu     shares of r >> shift, of the wrap term         P1   (truncating gates)
+    mu          share of the wrap term                         P1   (widening gates)
     flag_rho, flag_mu   shares of c' rho0, c' mu0              P1
     pad0, pad1  the two pads k of the oblivious transfer       P1
     mask        B', P1's share of the gate's result            P1
@@ -70,13 +70,18 @@ def window(op: Linear) -> Window | None:
 
 
 def compared(gate: Gate, values: Ring) -> Ring:
-    """The ``gate.bits`` bits that a comparison looks at."""
-    return (values >> np.uint32(gate.drop_low)) & ones(gate.bits)
+    """The bits that a comparison looks at: all of Z_2^width but the coarse ones."""
+    return (values & ones(gate.width)) >> np.uint32(gate.coarse)
 
 
 def below_sign(key: KeyShape, bits: Ring) -> Ring:
     """The compared bits below their most significant one."""
     return bits & ones(key.domain_bits)
+
+
+def sign(gate: Gate, values: Ring) -> Ring:
+    """The most significant bit in Z_2^width, 0 or 1."""
+    return (values >> np.uint32(gate.width - 1)) & np.uint32(1)
 
 
 def ones(bits: int) -> np.uint32:

@@ -5,9 +5,9 @@ layer what P0's seed cannot give. ``p1``: header and P1's seed. ``common``: head
 comparison keys, the same for both. Half 0 is p0 followed by common, half 1 p1 followed by common.
 
     linear layer   p0: C0 = A * B - C1                     4 bytes a value of its result
-    gate, shift>0  p0: rho0, mu0, c' rho0, c' mu0, k_c    20 bytes a comparison
-    gate, shift=0  p0: c' r0, k_c                          8 bytes a comparison and payload
-    gate           common: its comparison keys             primia.fss.geometry
+    widening gate  p0: rho0, mu0, c' rho0, c' mu0, k_c    20 bytes a comparison
+    other gate     p0: c' r0, k_c                          8 bytes a comparison and payload
+    any gate       common: its comparison keys             primia.fss.geometry
 
 Gates come in blocks of 2^16 comparisons. Numbers are little-endian; each part is padded with zeros
 to 16 bytes. A half is used for one session and then thrown away.
@@ -38,7 +38,7 @@ Part = Literal["p0", "p1", "common"]
 PARTS: tuple[Part, ...] = ("p0", "p1", "common")
 
 MAGIC = b"PGMH"
-VERSION = 1
+VERSION = 2
 ID_BYTES = 16
 ALIGNMENT = 16
 DIGEST_BYTES = 32
@@ -48,7 +48,7 @@ MAX_BATCH = 1 << 12
 
 def correction_words(gate: Gate) -> int:
     """Ring elements of p0 for each comparison of a gate."""
-    return 5 if gate.shift else 2 * gate.payloads
+    return 5 if gate.widen else 2 * gate.payloads
 
 
 def part_size(plan: Plan, batch: int, part: Part) -> int:

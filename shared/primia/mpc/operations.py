@@ -1,7 +1,8 @@
 """The operations of a plan: frozen, public, each knowing its result's shape, scale and gates.
 
 Values are numbered: 0 is the image (C, H, W), operation i yields value i + 1. A scale is the
-number of fraction bits of a value. ``gates`` lists the nonlinear steps in order, one request each.
+number of fraction bits of a value, its width the n of its ring Z_2^n: 32, or less for what only
+ReLU and max pooling read. ``gates`` lists the nonlinear steps in order, one request each.
 Shapes leave the batch dimension out. ``ValueError`` says what does not fit; the plan says where.
 """
 
@@ -15,6 +16,9 @@ from primia.fss.geometry import KeyShape, packed_bytes
 from primia.mpc.reduction import reduction, window_count
 
 RING_BITS = 32
+# Bits of the narrowest value: a sign and one more.
+MIN_WIDTH = 2
+# A value keeps this many bits at least when it is narrowed after a linear layer.
 MAX_SHIFT = 24
 # A float64 holds sums below 2^53 exactly: products of two 16-bit limbs leave 21 bits for terms.
 MAX_TERMS = 1 << 21
@@ -22,8 +26,8 @@ MAX_TERMS = 1 << 21
 MAX_POOL = 1 << 14
 # A maximum is a tree of comparisons written out as index lists.
 MAX_POOL_SIDE = 32
-# The truncation gate keeps two bits below the unit of its result, so that dropping bits from the
-# comparison costs less than one unit.
+# A maximum is chosen among values that keep two bits below the unit of the result, so that their
+# rounding costs less than that unit.
 GUARD_BITS = 2
 
 Shape = tuple[int, ...]
@@ -34,39 +38,45 @@ Pair = tuple[int, int]
 class Gate:
     """One nonlinear step: ``comparisons`` an image, one request of the session.
 
-    ``shift``: bits truncated with the ReLU. The comparison looks at ``bits`` of the 32 bits.
+    Values of Z_2^width are compared with zero, all bits but the ``coarse`` lowest; what is selected
+    is ``widen``ed to Z_2^32, or stays in Z_2^width.
     ``payloads``: values selected by each comparison (2 in a tournament: the value and its index).
     """
 
     layer: str
     comparisons: int
-    shift: int = 0
-    drop_low: int = 0
-    drop_high: int = 0
+    width: int = RING_BITS
+    widen: bool = False
+    coarse: int = 0
     payloads: int = 1
-
-    @property
-    def bits(self) -> int:
-        return RING_BITS - self.drop_low - self.drop_high
 
     @property
     def key(self) -> KeyShape:
         """The sign bit is dealt apart; the key compares the bits below it."""
-        return KeyShape(self.bits - 1)
+        return KeyShape(self.width - self.coarse - 1)
+
+    @property
+    def result_width(self) -> int:
+        return RING_BITS if self.widen else self.width
 
     def request_bytes(self, batch: int) -> int:
         """P1 -> P0: a bit and two pads a payload for every comparison."""
         count = batch * self.comparisons
-        return packed_bytes(count) + 8 * self.payloads * count
+        return packed_bytes(count) + 2 * self.payloads * plane_bytes(count, self.result_width)
 
     def response_bytes(self, batch: int) -> int:
         """P0 -> P1: a masked value a payload and a bit for every comparison."""
         count = batch * self.comparisons
-        return packed_bytes(count) + 4 * self.payloads * count
+        return packed_bytes(count) + self.payloads * plane_bytes(count, self.width)
 
     def offline_bytes(self, batch: int) -> int:
         """P1 -> P0, before the image exists."""
-        return 4 * self.payloads * batch * self.comparisons
+        return self.payloads * plane_bytes(batch * self.comparisons, self.width)
+
+
+def plane_bytes(count: int, width: int) -> int:
+    """Bytes of ``count`` numbers of ``width`` bits: whole bytes, then planes of single bits."""
+    return (width // 8) * count + (width % 8) * packed_bytes(count)
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,8 @@ class Convolution:
     def scale(self, scale: int) -> int:
         return scale + self.weight_bits
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        return ()
+    def width(self, width: int) -> int:
+        return _whole(width)
 
 
 @dataclass(frozen=True)
@@ -132,50 +142,75 @@ class Dense:
     def scale(self, scale: int) -> int:
         return scale + self.weight_bits
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        return ()
+    def width(self, width: int) -> int:
+        return _whole(width)
 
 
 @dataclass(frozen=True)
-class Relu:
-    """ReLU with truncation by ``shift`` bits; the result is 0 or 1 unit above the exact one.
+class Narrow:
+    """Less of the ring: the ``low`` lowest bits are rounded off, the ``high`` highest dropped.
 
-    Its comparison drops s = max(0, shift - 2) low bits, and ``drop_high`` high ones where a
-    calibration shows 2^s - 2^(31 - drop_high) <= y < 2^(31 - drop_high).
+    Each party shifts its own share: no request. The result is the value over 2^low rounded up or
+    down, up with the probability of the fraction (Mohassel, Zhang: SecureML, IEEE S&P 2017, section
+    4.1), in Z_2^(width - low - high), where a wrap-around cannot happen. It must fit there.
     """
 
-    kind: ClassVar[str] = "relu"
+    kind: ClassVar[str] = "narrow"
     layer: str
     source: int
-    shift: int
-    drop_high: int = 0
+    low: int
+    high: int = 0
 
     @property
     def sources(self) -> tuple[int, ...]:
         return (self.source,)
 
-    @property
-    def drop_low(self) -> int:
-        return max(0, self.shift - GUARD_BITS)
-
     def shape(self, shape: Shape) -> Shape:
-        _check_bits(self.shift, self.drop_low, self.drop_high)
         return shape
 
     def scale(self, scale: int) -> int:
-        return scale - self.shift
+        return scale - self.low
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        count = math.prod(shape)
-        return (Gate(self.layer, count, self.shift, self.drop_low, self.drop_high),)
+    def width(self, width: int) -> int:
+        if width - self.low - self.high < MIN_WIDTH:
+            raise ValueError(f"it keeps fewer than {MIN_WIDTH} of {width} bits")
+        return width - self.low - self.high
+
+
+@dataclass(frozen=True)
+class Relu:
+    """max(x, 0) of a value of any width, in Z_2^32; exact, but for ``coarse``: a value below
+    2^coarse may come out as zero."""
+
+    kind: ClassVar[str] = "relu"
+    layer: str
+    source: int
+    coarse: int = 0
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.source,)
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def scale(self, scale: int) -> int:
+        return scale
+
+    def width(self, width: int) -> int:
+        _check_coarse(self.coarse, width)
+        return RING_BITS
+
+    def gates(self, shape: Shape, width: int) -> tuple[Gate, ...]:
+        return (Gate(self.layer, math.prod(shape), width, width < RING_BITS, self.coarse),)
 
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Separable maxima, along the rows and then the columns, without truncation.
+    """Separable maxima, along the rows and then the columns, in the ring of its input.
 
-    Padding positions are ignored. ``drop_low``: low bits its comparisons leave out (differences
-    below 2^drop_low may count as equal: the result is then the smaller of the two).
+    Padding positions are ignored. With ``coarse``, of two values that differ by less than 2^coarse
+    either may be chosen.
     """
 
     kind: ClassVar[str] = "max_pool"
@@ -184,15 +219,13 @@ class MaxPool:
     kernel: Pair
     stride: Pair
     padding: Pair
-    drop_low: int = 0
-    drop_high: int = 0
+    coarse: int = 0
 
     @property
     def sources(self) -> tuple[int, ...]:
         return (self.source,)
 
     def shape(self, shape: Shape) -> Shape:
-        _check_bits(0, self.drop_low, self.drop_high)
         channels, *_ = _image(shape)
         if max(self.kernel) > MAX_POOL_SIDE:
             raise ValueError(f"it compares more than {MAX_POOL_SIDE} values along an axis")
@@ -203,14 +236,18 @@ class MaxPool:
     def scale(self, scale: int) -> int:
         return scale
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        channels, height, width = shape
-        _, _, out_width = self.shape(shape)
-        rows = reduction(width, self.kernel[1], self.stride[1], self.padding[1])
-        columns = reduction(height, self.kernel[0], self.stride[0], self.padding[0])
-        counts = [channels * height * len(level.left) for level in rows.levels]
-        counts += [channels * out_width * len(level.left) for level in columns.levels]
-        return tuple(Gate(self.layer, n, 0, self.drop_low, self.drop_high) for n in counts)
+    def width(self, width: int) -> int:
+        _check_coarse(self.coarse, width)
+        return width
+
+    def gates(self, shape: Shape, width: int) -> tuple[Gate, ...]:
+        channels, height, columns = shape
+        _, _, out_columns = self.shape(shape)
+        across = reduction(columns, self.kernel[1], self.stride[1], self.padding[1])
+        down = reduction(height, self.kernel[0], self.stride[0], self.padding[0])
+        counts = [channels * height * len(level.left) for level in across.levels]
+        counts += [channels * out_columns * len(level.left) for level in down.levels]
+        return tuple(Gate(self.layer, n, width, coarse=self.coarse) for n in counts)
 
 
 @dataclass(frozen=True)
@@ -238,8 +275,8 @@ class Add:
             raise ValueError("it adds values of different scales")
         return left + self.left_shift
 
-    def gates(self, left: Shape, right: Shape) -> tuple[Gate, ...]:
-        return ()
+    def width(self, left: int, right: int) -> int:
+        return _whole(left, right)
 
 
 @dataclass(frozen=True)
@@ -266,8 +303,8 @@ class SumPool:
     def scale(self, scale: int) -> int:
         return scale
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        return ()
+    def width(self, width: int) -> int:
+        return _whole(width)
 
 
 @dataclass(frozen=True)
@@ -286,15 +323,16 @@ class Flatten:
     def scale(self, scale: int) -> int:
         return scale
 
-    def gates(self, shape: Shape) -> tuple[Gate, ...]:
-        return ()
+    def width(self, width: int) -> int:
+        return width
 
 
-Operation = Convolution | Dense | Relu | MaxPool | Add | SumPool | Flatten
+Operation = Convolution | Dense | Narrow | Relu | MaxPool | Add | SumPool | Flatten
 Linear = Convolution | Dense
 OPERATIONS: tuple[type[Operation], ...] = (
     Convolution,
     Dense,
+    Narrow,
     Relu,
     MaxPool,
     Add,
@@ -326,8 +364,12 @@ def _windows(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     return height, width
 
 
-def _check_bits(shift: int, drop_low: int, drop_high: int) -> None:
-    if not 0 <= shift <= MAX_SHIFT:
-        raise ValueError(f"its shift is not between 0 and {MAX_SHIFT}")
-    if min(drop_low, drop_high) < 0 or drop_low + drop_high > RING_BITS - 2:
-        raise ValueError("its comparison keeps fewer than two bits")
+def _whole(*widths: int) -> int:
+    if min(widths) < RING_BITS:
+        raise ValueError("it reads a narrow value, which only ReLU and max pooling do")
+    return RING_BITS
+
+
+def _check_coarse(coarse: int, width: int) -> None:
+    if not 0 <= coarse <= width - MIN_WIDTH:
+        raise ValueError(f"its comparison keeps fewer than {MIN_WIDTH} of {width} bits")

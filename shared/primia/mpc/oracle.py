@@ -1,9 +1,9 @@
 """The plan in plain integers: what the protocol must produce, and how near it came to overflow.
 
 One party's worth of cleartext arithmetic in int64, wrapped to the ring where the protocol wraps.
-Without masks the truncation is the floor; with the gates' masks r it is, bit for bit, what the
-truncating ReLU yields: 0 or 1 unit above the floor. Pooling and the label's tournament are exact
-(plans whose max gates drop low bits may pick a value up to 2^drop_low a level below the maximum).
+Narrowing rounds to the nearest; given P1's share of the narrowed value it rounds as the parties do,
+and the whole evaluation is what they yield, bit for bit, if no gate is coarse: ReLU and the maxima
+are exact on narrowed values. (A coarse gate may take a value below 2^coarse for zero.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from primia.mpc.plan import (
     Dense,
     Flatten,
     MaxPool,
+    Narrow,
     Operation,
     Plan,
     Relu,
@@ -32,18 +33,15 @@ from primia.mpc.plan import (
 )
 
 Integers = NDArray[np.int64]
-# layer, shape -> the gate's mask r, uniform in [0, 2^32)
-Masks = Callable[[str, tuple[int, ...]], NDArray[Any]]
-
-_MODULUS = 1 << RING_BITS
-_HALF = 1 << (RING_BITS - 1)
+# layer, shape -> P1's share of the value that a Narrow of this name reads, in [0, 2^32)
+Shares = Callable[[str, tuple[int, ...]], NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """``values``: of every operation, signed ring integers (N, ...); ``peaks``: layer -> the
     largest true magnitude met there (for MaxPool and the final tournament: of a difference) as a
-    fraction of 2^31. From 1 on the ring overflowed."""
+    fraction of half its ring. From 1 on the ring overflowed."""
 
     values: tuple[Integers, ...]
     peaks: dict[str, float]
@@ -68,55 +66,51 @@ def decode_scores(plan: Plan, scores: Integers) -> NDArray[np.float64]:
     return np.asarray(scores * 2.0 ** -plan.scales()[-1], np.float64)
 
 
-def evaluate(model: CompiledModel, images: NDArray[Any], masks: Masks | None = None) -> Evaluation:
+def evaluate(
+    model: CompiledModel, images: NDArray[Any], shares: Shares | None = None
+) -> Evaluation:
     """Run encoded images (N, C, H, W), integers, through the plan."""
     values: list[Integers] = [np.asarray(images, np.int64)]
     peaks: dict[str, float] = {}
-    for op in model.plan.ops:
+    for op, width in zip(model.plan.ops, model.plan.widths()[1:], strict=True):
         inputs = [values[source] for source in op.sources]
-        exact = _operation(op, inputs, model, masks)
-        peaks[op.layer] = _peak(op, inputs[0], exact)
-        values.append(to_ring(exact))
+        exact = _operation(op, inputs, model, shares)
+        peaks[op.layer] = _peak(op, inputs[0], exact) / 2.0 ** (width - 1)
+        values.append(to_ring(exact, width))
     if model.plan.result == "label":
-        peaks["label"] = float(np.ptp(values[-1], axis=1).max(initial=0)) / _HALF
+        peaks["label"] = float(np.ptp(values[-1], axis=1).max(initial=0)) / 2.0 ** (RING_BITS - 1)
     return Evaluation(tuple(values[1:]), peaks)
 
 
-def to_ring(exact: Integers) -> Integers:
-    """The signed representative in [-2^31, 2^31)."""
-    return np.asarray((exact + _HALF) % _MODULUS - _HALF)
+def to_ring(exact: Integers, width: int = RING_BITS) -> Integers:
+    """The signed representative in [-2^(width - 1), 2^(width - 1))."""
+    half = 1 << (width - 1)
+    return np.asarray((exact + half) % (1 << width) - half)
 
 
-def nearest(plan: Plan) -> Masks:
-    """Masks of half a unit: every truncation rounds to the nearest, the mean of what the
-    protocol's random masks give."""
-    halves = {op.layer: (1 << op.shift) >> 1 for op in plan.ops if isinstance(op, Relu)}
-    return lambda layer, shape: np.full(shape, halves[layer], np.int64)
+def narrow(y: Integers, low: int, share: NDArray[Any] | None = None) -> Integers:
+    """y over 2^low, rounded: to the nearest, or as the parties round with P1's share of y.
 
-
-def relu(y: Integers, op: Relu, r: NDArray[Any] | int = 0) -> Integers:
-    """The gate of ``secure inference``: ReLU(y) >> shift for a mask r, from ŷ = y + r alone.
-
-    b = [(ŷ >> s) - (r >> s) - 1 >= 0] on the window of the comparison; the result is
-    (ŷ >> shift) - (r >> shift), plus 2^(32 - shift) where ŷ wrapped around, if b.
+    P1 rounds its share down, P0 its own down and adds 1; each is exact in the smaller ring.
     """
-    r = np.asarray(r, np.int64)
-    masked = (y + r) % _MODULUS
-    s, window = op.drop_low, 1 << (RING_BITS - op.drop_low - op.drop_high)
-    positive = ((masked >> s) - (r >> s) - 1) % window < window // 2
-    wrapped = (masked < _HALF) & (r >= _HALF)
-    shifted = (masked >> op.shift) - (r >> op.shift) + (wrapped << (RING_BITS - op.shift))
-    return np.where(positive, to_ring(shifted), 0)
+    if not low:
+        return y
+    if share is None:
+        return (y + (1 << (low - 1))) >> low
+    theirs = np.asarray(share, np.int64)
+    return np.asarray(((y - theirs) >> low) + 1 + (theirs >> low))
 
 
 def _operation(
-    op: Operation, inputs: list[Integers], model: CompiledModel, masks: Masks | None
+    op: Operation, inputs: list[Integers], model: CompiledModel, shares: Shares | None
 ) -> Integers:
     x = inputs[0]
     if isinstance(op, Convolution | Dense):
         return _linear(op, x, model)
+    if isinstance(op, Narrow):
+        return narrow(x, op.low, shares(op.layer, x.shape) if shares and op.low else None)
     if isinstance(op, Relu):
-        return relu(x, op, masks(op.layer, x.shape) if masks else 0)
+        return np.maximum(x, 0)
     if isinstance(op, MaxPool):
         return max_pool(x, op.kernel, op.stride, op.padding)
     if isinstance(op, SumPool):
@@ -139,5 +133,5 @@ def _linear(op: Convolution | Dense, x: Integers, model: CompiledModel) -> Integ
 def _peak(op: Operation, x: Integers, exact: Integers) -> float:
     if isinstance(op, MaxPool):
         lowest = -max_pool(-x, op.kernel, op.stride, op.padding)
-        return float((exact - lowest).max(initial=0)) / _HALF
-    return float(np.abs(exact).max(initial=0)) / _HALF
+        return float((exact - lowest).max(initial=0))
+    return float(np.abs(exact).max(initial=0))

@@ -22,6 +22,7 @@ from primia.mpc.frames import (
     Kind,
     check_id,
     frame,
+    many_from_planes,
     offline_payload,
     payload,
     request_payload,
@@ -186,6 +187,10 @@ class _OwnerSide:
     def public(self, values: Ring) -> Ring:
         return values
 
+    def narrow(self, x: Ring, low: int) -> Ring:
+        """Rounds up, the other party down: the sum is off to either side, and fair."""
+        return (x >> np.uint32(low)) + np.uint32(1)
+
     def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
         """y0 = W * z~ + bias + C0."""
         assert x is not None
@@ -201,14 +206,14 @@ class _OwnerSide:
         known = [y for y in inputs if y is not None]
         delta = self._take_delta(gate, count)
         masked, shares = server_open(gate, seed, known, delta, self._keys, self._evaluator)
-        request = yield masked.write()
+        request = yield masked.write(gate)
         choices = Choices.parse(request, gate, count)
         return server_close(gate, seed, masked, shares, choices, self._corrections)
 
     def _take_delta(self, gate: Gate, count: int) -> Ring:
         size = gate.offline_bytes(self._half.batch)
         data, self._deltas = self._deltas[:size], self._deltas[size:]
-        return np.frombuffer(data, dtype="<u4").reshape(gate.payloads, count)
+        return many_from_planes(data, gate.payloads, count, gate.width)
 
     def close(self) -> None:
         self._deltas = memoryview(b"")

@@ -27,6 +27,7 @@ from primia.mpc.operations import (
     Gate,
     Linear,
     MaxPool,
+    Narrow,
     Operation,
     Pair,
     Relu,
@@ -45,6 +46,7 @@ __all__ = [
     "Gate",
     "Linear",
     "MaxPool",
+    "Narrow",
     "Operation",
     "Pair",
     "Plan",
@@ -53,7 +55,7 @@ __all__ = [
     "SumPool",
 ]
 
-VERSION = 1
+VERSION = 2
 RESULTS = ("scores", "label")
 # Bounds on what a peer may ask of us: several times a ResNet-152 at 224 x 224.
 MAX_JSON_BYTES = 1 << 20
@@ -120,6 +122,17 @@ class Plan:
             scales.append(op.scale(*(scales[source] for source in op.sources)))
         return tuple(scales)
 
+    def widths(self) -> tuple[int, ...]:
+        """The n of every value's ring Z_2^n."""
+        return self._widths
+
+    @cached_property
+    def _widths(self) -> tuple[int, ...]:
+        widths = [RING_BITS]
+        for op in self.ops:
+            widths.append(op.width(*(widths[source] for source in op.sources)))
+        return tuple(widths)
+
     @property
     def classes(self) -> int:
         return self.shapes()[-1][0]
@@ -139,9 +152,12 @@ class Plan:
 
     @cached_property
     def _gates(self) -> tuple[Gate, ...]:
-        shapes = self.shapes()
+        shapes, widths = self.shapes(), self.widths()
         found = [
-            gate for op in self.ops for gate in op.gates(*(shapes[source] for source in op.sources))
+            gate
+            for op in self.ops
+            if isinstance(op, Relu | MaxPool)
+            for gate in op.gates(shapes[op.source], widths[op.source])
         ]
         if self.result == "label":
             found += tournament("label", shapes[-1][0])
@@ -232,6 +248,7 @@ def _check_operations(plan: Plan) -> None:
     layer's result also depends on E, which the dealer must not see: no linear layer may read it.
     """
     shapes, scales, dealt = [plan.input_shape], [plan.activation_bits], [True]
+    widths = [RING_BITS]
     names, weights, comparisons = set[str](), 0, 0
     _check_size(plan.input_shape, "The image")
     for op in plan.ops:
@@ -244,8 +261,11 @@ def _check_operations(plan: Plan) -> None:
         try:
             shapes.append(op.shape(*inputs))
             scales.append(op.scale(*(scales[source] for source in op.sources)))
+            widths.append(op.width(*(widths[source] for source in op.sources)))
             _check_size(shapes[-1], name)
-            comparisons += sum(gate.comparisons for gate in op.gates(*inputs))
+            if isinstance(op, Relu | MaxPool):
+                gates = op.gates(inputs[0], widths[op.source])
+                comparisons += sum(gate.comparisons for gate in gates)
         except ValueError as error:
             raise MalformedMessage(f"{name} does not fit: {error}.") from error
         if not 0 <= scales[-1] <= MAX_SCALE:
@@ -264,6 +284,8 @@ def _check_result(plan: Plan) -> None:
     shape = plan.shapes()[-1]
     if len(shape) != 1 or not 1 <= shape[0] <= MAX_CLASSES:
         raise MalformedMessage(f"The plan ends in {shape}, not in a vector of scores.")
+    if plan.widths()[-1] != RING_BITS:
+        raise MalformedMessage("The plan ends in a narrow value.")
     if plan.result == "label" and shape[0] < 2:
         raise MalformedMessage("A label needs two classes or more.")
 

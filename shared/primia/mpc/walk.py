@@ -21,6 +21,7 @@ from primia.mpc.operations import (
     Gate,
     Linear,
     MaxPool,
+    Narrow,
     Operation,
     Relu,
     Shape,
@@ -40,10 +41,16 @@ class Side(Protocol):
     def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
         """This side's share of the layer's result, (N, *shape)."""
 
+    def narrow(self, x: Ring, low: int) -> Ring:
+        """This side's share without its low bits."""
+
     def gate(
         self, number: int, gate: Gate, inputs: Sequence[Value]
     ) -> Generator[bytes, memoryview, Sequence[Ring]]:
-        """For every payload y, this side's share of ReLU's bit times y (>> shift)."""
+        """For every payload y, this side's share of y where the first is not negative.
+
+        Shares of Z_2^n with n < 32 may carry anything above their n bits, in and out.
+        """
 
     def public(self, values: Ring) -> Ring:
         """This side's share of a public constant."""
@@ -79,6 +86,8 @@ def _apply(
     match op:
         case Convolution() | Dense():
             return side.linear(op, x, after)
+        case Narrow():
+            return _lift(lambda a: side.narrow(a, op.low), x) if op.low else x
         case Relu():
             (flat,) = yield from side.gate(*next(gates), [_lift(np.ravel, x)])
             return flat.reshape(before)
@@ -120,20 +129,20 @@ def _maxima(
 ) -> Generator[bytes, memoryview, list[Value]]:
     """Maxima of the first value's windows along an axis; the other values follow its choice.
 
-    max(a, b) = a + [b > a] (b - a): a tie keeps a, the one that comes first.
+    max(a, b) = b + [a - b >= 0] (a - b): a tie keeps a, the one that comes first.
     """
     bundle = [_take(x, tree.first, axis) for x in values]
     for level in tree.levels:
         left = [_take(x, level.left, axis) for x in bundle]
         right = [_take(x, level.right, axis) for x in bundle]
         differences = [
-            _lift(lambda b, a: (b - a).ravel(), b, a) for b, a in zip(right, left, strict=True)
+            _lift(lambda a, b: (a - b).ravel(), a, b) for a, b in zip(left, right, strict=True)
         ]
         chosen = yield from side.gate(*next(gates), differences)
         pairs = _resized(shape, axis, len(level.left))
         best = [
-            _lift(lambda a, b: a + b.reshape(pairs), a, b)  # noqa: B023 - called at once
-            for a, b in zip(left, chosen, strict=True)
+            _lift(lambda b, c: b + c.reshape(pairs), b, c)  # noqa: B023 - called at once
+            for b, c in zip(right, chosen, strict=True)
         ]
         carried = [_take(x, level.carried, axis) for x in bundle]
         bundle = [

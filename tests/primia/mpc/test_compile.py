@@ -13,8 +13,8 @@ from primia.learning.spec import ModelSpec
 from primia.learning.vision import torchvision_models
 from primia.mpc.compile import compile_model, verify_headroom
 from primia.mpc.compiled import CompiledModel
-from primia.mpc.oracle import decode_scores, encode, evaluate, nearest
-from primia.mpc.plan import MaxPool, Plan, Relu
+from primia.mpc.oracle import decode_scores, encode, evaluate
+from primia.mpc.plan import MaxPool, Narrow, Plan, Relu
 from tests.support.inference import words
 from tests.support.networks import (
     LeNet,
@@ -38,13 +38,13 @@ def resnet18(channels):
     return module
 
 
-def compiled_scores(model, batch, masks=None):
-    found = evaluate(model, encode(model.plan, batch), masks or nearest(model.plan))
+def compiled_scores(model, batch, shares=None):
+    found = evaluate(model, encode(model.plan, batch), shares)
     assert max(found.peaks.values()) < 0.5
     return decode_scores(model.plan, found.scores)
 
 
-def random_masks(layer, shape):
+def random_shares(layer, shape):
     return words(sum(layer.encode()), shape)
 
 
@@ -56,8 +56,8 @@ def test_resnet18_keeps_its_scores(channels, size):
     model = compile_model(module, shape)
     wanted = float_scores(module, batch)
     assert 0.1 < np.ptp(wanted, axis=1).max() < 3
-    for masks in (None, random_masks):
-        found = compiled_scores(model, batch, masks)
+    for shares in (None, random_shares):
+        found = compiled_scores(model, batch, shares)
         assert np.abs(found - wanted).max() < CLOSE
         np.testing.assert_array_equal(found.argmax(axis=1), wanted.argmax(axis=1))
     assert model.plan.requests == 22
@@ -95,7 +95,7 @@ def test_models_compile_without_calibration(build, shape):
     module = settle(build(), shape)
     batch = images(shape, 6, seed=8)
     wanted = float_scores(module, batch)
-    found = compiled_scores(compile_model(module, shape), batch, random_masks)
+    found = compiled_scores(compile_model(module, shape), batch, random_shares)
     assert np.abs(found - wanted).max() < CLOSE
 
 
@@ -168,11 +168,14 @@ def test_images_that_use_up_the_headroom_are_noticed_by_layer():
 def test_the_plan_of_a_residual_network():
     model = compile_model(settle(residual(), (3, 32, 32)), (3, 32, 32))
     plan = model.plan
-    assert [op.layer for op in plan.ops[:3]] == ["0", "3", "2"]  # ReLU moved behind the pooling
-    pool = plan.ops[1]
-    assert isinstance(pool, MaxPool)
-    assert pool.drop_low == plan.scales()[2] - 10 - 2
-    scales = plan.scales()
+    scales, widths = plan.scales(), plan.widths()
+    names = ["0", "3.narrow", "3", "2.narrow", "2"]  # ReLU moved behind the pooling
+    assert [op.layer for op in plan.ops[:5]] == names
+    assert isinstance(plan.ops[1], Narrow)
+    assert isinstance(plan.ops[2], MaxPool)
+    assert scales[3] == 10 + 2
+    assert widths[3] == 32 - (scales[1] - 12)
+    assert [scales[5], widths[4], widths[5]] == [10, widths[3] - 2, 32]
     for index, op in enumerate(plan.ops):
         if isinstance(op, Relu):
             last = index == max(i for i, o in enumerate(plan.ops) if isinstance(o, Relu))
@@ -239,5 +242,5 @@ def test_random_networks_keep_their_scores(network, seed):
     wanted = float_scores(module, batch)
     for calibration in (None, batch):
         model = compile_model(module, shape, calibration=calibration)
-        found = compiled_scores(model, batch, random_masks)
+        found = compiled_scores(model, batch, random_shares)
         assert np.abs(found - wanted).max() < 2 * CLOSE * max(1.0, np.ptp(wanted))

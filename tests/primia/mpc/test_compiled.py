@@ -10,13 +10,19 @@ from hypothesis import strategies as st
 
 from primia.errors import MalformedMessage
 from primia.mpc.compiled import WEIGHT_LIMIT, CompiledModel
-from primia.mpc.plan import Dense, Flatten, Plan, Relu
+from primia.mpc.plan import Dense, Flatten, Narrow, Plan, Relu
 from primia.mpc.weights import LayerWeights
 from tests.support.inference import weights_for
 
 PLAN = Plan(
     (1, 2, 2), 10,
-    (Flatten("flat", 0), Dense("fc.1", 1, 3, 12), Relu("relu", 2, 12), Dense("fc.2", 3, 2, 12)),
+    (
+        Flatten("flat", 0),
+        Dense("fc.1", 1, 3, 12),
+        Narrow("cut", 2, 12),
+        Relu("relu", 3),
+        Dense("fc.2", 4, 2, 12),
+    ),
 )  # fmt: skip
 
 

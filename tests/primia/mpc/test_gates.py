@@ -11,7 +11,8 @@ from primia.mpc.gates import client_answer, client_prepare, server_close, server
 from primia.mpc.masks import GateStreams
 from primia.mpc.material import Cursor, correction_words
 from primia.mpc.operations import Gate
-from tests.support.inference import plain_relu, seed, words
+from primia.mpc.oracle import to_ring
+from tests.support.inference import seed, words
 
 SEEDS = (seed(51), 0), (seed(52), 0)  # of P0 and P1: seed and gate number
 
@@ -38,104 +39,83 @@ def select(gate, *payloads):
     assert keys.nbytes == gate.key.key_bytes(count)
     delta, masks = client_prepare(gate, GateStreams(*SEEDS[1]), theirs)
     masked, shares = server_open(gate, SEEDS[0], ours, delta, Cursor(keys), evaluator)
+    assert max(delta.max(), masked.values.max()) < 1 << gate.width
     choices = client_answer(gate, SEEDS[1], masked, Cursor(keys), evaluator)
     results = server_close(gate, SEEDS[0], masked, shares, choices, Cursor(corrections))
-    return [(a + b).view(np.int32).astype(np.int64) for a, b in zip(results, masks, strict=True)]
+    totals = [(a + b).astype(np.int64) for a, b in zip(results, masks, strict=True)]
+    return [to_ring(total, gate.result_width) for total in totals]
 
 
-def opened_mask(count):
-    halves = [GateStreams(*given).words("r", count) for given in SEEDS]
-    return (halves[0] + halves[1]).astype(np.int64)
-
-
-def samples(count, bits, drop_low=0, number=1):
-    """Signed values of every magnitude, with the borders of what a gate takes: from -2^bits +
-    2^drop_low to 2^bits - 1."""
+def samples(count, width, number=1):
+    """Signed values of every magnitude that ``width`` bits hold, those around zero and the
+    borders among them."""
     y = words(number, count).astype(np.int64) - (1 << 31)
     y >>= words(number + 1, count, 5).astype(np.int64) % 31
-    low, high = (1 << drop_low) - (1 << bits), (1 << bits) - 1
+    low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
     y = np.clip(y, low, high)
-    edge = np.arange(-(1 << 12), 1 << 12)
+    edge = np.clip(np.arange(-(1 << 12), 1 << 12), low, high)
     y[: len(edge)] = edge
     y[len(edge) : len(edge) + 2] = low, high
     return y
 
 
-@pytest.mark.parametrize("shift", [1, 10, 15, 24])
-def test_relu_with_truncation_is_off_by_at_most_one_unit(shift):
-    """2.6 * 10^5 gates a shift: error 0 or + 1; y below the dropped bits may come out as zero."""
-    count, drop_low = 4 * BLOCK, max(0, shift - 2)
-    gate = Gate("relu", count, shift, drop_low)
-    y = samples(count, 31, drop_low)
-    (result,) = select(gate, y)
-    exact = np.maximum(y, 0) >> shift
-    assert set(np.unique(result - exact)) == {0, 1}
-    assert not result[y < 0].any(), "a negative value never comes out as anything but zero"
-    np.testing.assert_array_equal(result, plain_relu(y, shift, opened_mask(count), drop_low))
-
-
-@pytest.mark.parametrize("shift", [10, 15])
-def test_tiny_negatives_and_positives_at_the_border(shift):
-    """Every y around zero, each under 64 masks: without the + 1 of the comparison's rounding some
-    of the negative ones would come out as 2^(32 - shift)."""
-    edge = np.arange(-(1 << shift) // 4 - 8, (1 << shift) // 4 + 8)
-    y = np.repeat(edge, 64)
-    gate = Gate("relu", len(y), shift, shift - 2)
-    (result,) = select(gate, y)
-    assert not result[y < 0].any()
-    assert set(np.unique(result)) <= {0, 1}
-
-
-@pytest.mark.parametrize("drop_low", [0, 8, 13])
-def test_relu_without_truncation(drop_low):
-    """Exact above the dropped bits; below them the value or zero."""
+@pytest.mark.parametrize("width", [2, 3, 8, 9, 16, 17, 24, 31])
+def test_relu_of_a_narrow_value_is_exact_and_widens(width):
     count = BLOCK + 1001
-    y = samples(count, 31, drop_low)
-    (result,) = select(Gate("max", count, 0, drop_low), y)
+    y = samples(count, width)
+    (result,) = select(Gate("relu", count, width, widen=True), y)
+    np.testing.assert_array_equal(result, np.maximum(y, 0))
+
+
+@pytest.mark.parametrize("width", [2, 11, 19, 32])
+def test_relu_within_a_ring_is_exact(width):
+    count = BLOCK + 1001
+    y = samples(count, width)
+    (result,) = select(Gate("max", count, width), y)
+    np.testing.assert_array_equal(result, np.maximum(y, 0))
+
+
+@pytest.mark.parametrize("widen", [False, True])
+def test_every_value_of_a_small_ring_under_many_masks(widen):
+    y = np.tile(np.arange(-8, 8), 5000)
+    (result,) = select(Gate("relu", len(y), 4, widen), y)
+    np.testing.assert_array_equal(result, np.maximum(y, 0))
+
+
+def test_what_stands_above_the_width_means_nothing():
+    """Shares of a narrow value may carry anything there."""
+    y = samples(20_000, 12)
+    noise = words(9, 20_000, 20).astype(np.int64) << 12
+    (result,) = select(Gate("relu", len(y), 12, widen=True), y + noise)
+    np.testing.assert_array_equal(result, np.maximum(y, 0))
+
+
+@pytest.mark.parametrize(("width", "coarse"), [(17, 3), (32, 13), (14, 12), (9, 1)])
+@pytest.mark.parametrize("widen", [False, True])
+def test_a_coarse_comparison_may_lose_small_values_only(width, coarse, widen):
+    if widen and width == 32:
+        return  # there is nothing wider
+    count = BLOCK + 77
+    low = (1 << coarse) - (1 << (width - 1))  # below, the rounding wraps around
+    y = np.maximum(samples(count, width), low)
+    (result,) = select(Gate("relu", count, width, widen, coarse), y)
     exact = np.maximum(y, 0)
-    big = (y < 0) | (y >= 1 << drop_low)
+    big = (y < 0) | (y >= 1 << coarse)
     np.testing.assert_array_equal(result[big], exact[big])
     assert ((result == exact) | (result == 0)).all()
+    assert (result != exact).any(), "some small value was taken for zero"
 
 
-@pytest.mark.parametrize(("drop_low", "drop_high"), [(0, 4), (13, 10), (8, 18)])
-def test_a_window_of_the_ring_decides_for_values_that_fit_it(drop_low, drop_high):
-    count = 20_000
-    y = samples(count, 31 - drop_high, drop_low)
-    (result,) = select(Gate("max", count, 0, drop_low, drop_high), y)
-    exact = np.maximum(y, 0)
-    big = (y < 0) | (y >= 1 << drop_low)
-    np.testing.assert_array_equal(result[big], exact[big])
-
-
-def test_a_window_with_truncation():
-    count, shift = 50_000, 12
-    y = samples(count, 24, shift - 2)
-    (result,) = select(Gate("relu", count, shift, shift - 2, drop_high=7), y)
-    assert set(np.unique(result - (np.maximum(y, 0) >> shift))) == {0, 1}
+def test_tiny_negatives_never_come_out_of_a_coarse_comparison():
+    """Without the + 1 of its rounding some of them would come out as 2^width."""
+    y = np.repeat(np.arange(-16, 0), 4000)
+    (result,) = select(Gate("relu", len(y), 17, widen=True, coarse=3), y)
+    assert not result.any()
 
 
 def test_the_first_payload_selects_the_second():
     count = BLOCK + 77
-    y, other = samples(count, 31), words(7, count).astype(np.int64) - (1 << 31)
+    y, other = samples(count, 32), words(7, count).astype(np.int64) - (1 << 31)
     value, index = select(Gate("label", count, payloads=2), y, other)
     np.testing.assert_array_equal(value, np.maximum(y, 0))
-    np.testing.assert_array_equal(index, np.where(y > 0, other, 0))
-
-
-def test_every_small_value_in_the_smallest_window():
-    """Two bits compared: y from -1 to 1, under many masks."""
-    y = np.tile(np.arange(-1, 2), 700)
-    gate = Gate("max", len(y), 0, 0, 30)
-    assert gate.key.domain_bits == 1
-    (result,) = select(gate, y)
-    np.testing.assert_array_equal(result, np.maximum(y, 0))
-
-
-def test_the_truncation_error_is_fair():
-    """P(+ 1) is the fraction that the shift drops: 2^17 samples, 6 sigma."""
-    shift, count = 12, 2 * BLOCK
-    y = np.full(count, (1000 << shift) + (1 << (shift - 2)))
-    (result,) = select(Gate("relu", count, shift, shift - 2), y)
-    ups = int((result - 1000).sum())
-    assert abs(ups - count / 4) < 6 * (count * 3 / 16) ** 0.5
+    np.testing.assert_array_equal(index, np.where(y >= 0, other, 0))

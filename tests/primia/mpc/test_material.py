@@ -48,7 +48,7 @@ def test_p0_gets_c0_and_twenty_or_eight_bytes_a_comparison():
     shapes, gates = PLAN.shapes(), PLAN.gates()
     linear = [shape for op, shape in zip(PLAN.ops, shapes[1:], strict=True) if "out" in repr(op)]
     words = sum(math.prod(shape) for shape in linear)
-    words += sum((5 if gate.shift else 2 * gate.payloads) * gate.comparisons for gate in gates)
+    words += sum((5 if gate.widen else 2 * gate.payloads) * gate.comparisons for gate in gates)
     size = part_size(PLAN, 3, "p0") - HEADER_BYTES
     assert 0 <= size - 3 * 4 * words < 16
 

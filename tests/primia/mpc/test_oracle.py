@@ -1,5 +1,7 @@
 """The oracle's gates at their borders, and its report of headroom."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,54 +9,42 @@ from hypothesis import strategies as st
 
 from primia.errors import InvalidInput
 from primia.mpc.compiled import CompiledModel
-from primia.mpc.oracle import decode_scores, encode, evaluate, nearest, relu, to_ring
-from primia.mpc.plan import Dense, Flatten, MaxPool, Plan, Relu, SumPool
+from primia.mpc.oracle import decode_scores, encode, evaluate, narrow, to_ring
+from primia.mpc.plan import Dense, Flatten, MaxPool, Narrow, Plan, SumPool
 from primia.mpc.weights import LayerWeights
-from tests.support.inference import Builder, plain, plain_relu, signed, weights_for, words
+from tests.support.inference import Builder, plain, plain_narrow, signed, weights_for, words
 
 VALUES = st.integers(-(2**29), 2**29)
-MASKS = st.integers(0, 2**32 - 1)
+SHARES = st.integers(0, 2**32 - 1)
 
 
-@given(y=VALUES, r=MASKS, shift=st.integers(0, 24))
+@given(y=VALUES, share=SHARES, low=st.integers(1, 24))
 @settings(max_examples=300)
-def test_relu_is_the_floor_or_one_unit_above_it(y, r, shift):
-    found = int(relu(np.array(y), Relu("relu", 0, shift), np.array(r)))
-    exact = max(y, 0) >> shift
-    small = y < 2 << max(0, shift - 2)
-    assert found in ((0, exact, exact + 1) if small else (exact, exact + 1))
-    assert found <= -(-max(y, 0) >> shift)  # never above the ceiling
+def test_narrowing_rounds_up_or_down(y, share, low):
+    found = int(narrow(np.array(y), low, np.array(share)))
+    assert -1 < found - y / 2**low <= 1
+    assert found == int(plain_narrow(np.array(y), low, 32 - low, np.array(share)))
 
 
-@given(y=VALUES, shift=st.integers(0, 24))
+@given(y=VALUES, low=st.integers(0, 24))
 @settings(max_examples=100)
-def test_without_masks_relu_is_the_floor(y, shift):
-    assert int(relu(np.array(y), Relu("relu", 0, shift))) == max(y, 0) >> shift
+def test_without_shares_narrowing_rounds_to_the_nearest(y, low):
+    assert int(narrow(np.array(y), low)) == math.floor(y / 2**low + 0.5)
 
 
-@pytest.mark.parametrize("shift", [0, 1, 2, 3, 10, 15])
-@pytest.mark.parametrize("y", [-(2**31), -(2**29), -1, 0, 1, 2, 3, 2**12, 2**29, 2**31 - 1])
-def test_relu_at_the_borders_for_every_kind_of_mask(y, shift):
-    r = np.array([0, 1, 2**shift - 1, 2**shift, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1])
-    r = np.concatenate([r, (-y - 1 + np.arange(3)) % 2**32])
-    if not -(2**29) <= y <= 2**29:
-        return  # outside the headroom only wrapping is promised
-    found = relu(np.full(len(r), y), Relu("relu", 0, shift), r)
-    exact = max(y, 0) >> shift
-    assert set(found.tolist()) <= {exact, exact + 1, 0 if y < 2**shift else exact}
+def test_the_rounding_is_fair():
+    """The mean over all shares is the value itself, to 6 sigma."""
+    shares, low, y = words(1, 1 << 17).astype(np.int64), 12, (1000 << 12) + (1 << 10)
+    found = narrow(np.full(len(shares), y), low, shares)
+    assert set(np.unique(found)) == {1000, 1001}
+    assert abs((found == 1001).sum() - len(found) / 4) < 6 * (len(found) * 3 / 16) ** 0.5
 
 
-@given(y=VALUES, r=MASKS, shift=st.integers(0, 20))
+@given(y=st.integers(-(2**16), 2**16 - 2), share=SHARES, low=st.integers(1, 15))
 @settings(max_examples=100)
-def test_two_ways_of_writing_the_gate_agree(y, r, shift):
-    op = Relu("relu", 0, shift)
-    assert int(relu(np.array(y), op, np.array(r))) == plain_relu(y, shift, r, op.drop_low)
-
-
-def test_a_dropped_high_bit_keeps_small_values_right():
-    op, y = Relu("relu", 0, 4, drop_high=3), signed(1, (2000,), 28)
-    r = words(2, (2000,)).astype(np.int64)
-    np.testing.assert_array_equal(relu(y, op, r), relu(y, Relu("relu", 0, 4), r))
+def test_a_value_without_a_fraction_stays_but_for_one_share_in_two_to_the_low(y, share, low):
+    found = int(to_ring(narrow(np.array(y << low), low, np.array(share)), 17))
+    assert found == y + (share % 2**low == 0)
 
 
 def test_to_ring_is_two_s_complement():
@@ -83,27 +73,20 @@ def test_a_whole_plan_against_another_evaluator():
     np.testing.assert_array_equal(found.labels, found.scores.argmax(axis=1))
 
 
-def test_masks_reach_their_gates_by_name_and_shape():
+def test_shares_reach_their_roundings_by_name_and_shape():
     model, image, asked = network(), signed(9, (2, 2, 8, 8), 11), []
 
-    def masks(layer, shape):
+    def shares(layer, shape):
         asked.append((layer, shape))
         return words(len(asked), shape)
 
-    masked, floored = evaluate(model, image, masks), evaluate(model, image)
-    assert asked == [("layer2", (2, 4, 4, 4)), ("layer4", (2, 4, 4, 4)), ("layer7", (2, 4, 4, 4))]
-    difference = masked.values[2] - floored.values[2]
+    shared, nearest = evaluate(model, image, shares), evaluate(model, image)
+    names = [op.layer for op in model.plan.ops if isinstance(op, Narrow)]
+    assert asked == [(name, (2, 4, 4, 4)) for name in names]
+    assert len(names) == 3
+    difference = shared.values[2] - nearest.values[2]
     assert set(np.unique(difference)) <= {-1, 0, 1}
-    assert not np.array_equal(masked.scores, floored.scores)
-
-
-def test_nearest_rounds_every_truncation():
-    model, image = network(), signed(9, (2, 2, 8, 8), 11)
-    found = evaluate(model, image, nearest(model.plan))
-    pooled = found.values[1]
-    np.testing.assert_array_equal(
-        found.values[2], np.where(pooled >= 8, np.floor(pooled / 16 + 0.5), 0)
-    )
+    assert not np.array_equal(shared.scores, nearest.scores)
 
 
 def test_a_tie_goes_to_the_lower_index():

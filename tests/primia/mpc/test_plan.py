@@ -3,7 +3,17 @@ import json
 import pytest
 
 from primia.errors import MalformedMessage
-from primia.mpc.plan import Add, Convolution, Dense, Flatten, MaxPool, Plan, Relu, SumPool
+from primia.mpc.plan import (
+    Add,
+    Convolution,
+    Dense,
+    Flatten,
+    MaxPool,
+    Narrow,
+    Plan,
+    Relu,
+    SumPool,
+)
 from tests.support.inference import Builder, resnet18
 
 
@@ -29,11 +39,12 @@ def test_the_digest_tells_plans_apart():
     assert resnet18(32).digest() != resnet18(32, result="label").digest()
 
 
-def test_shapes_and_scales():
+def test_shapes_scales_and_widths():
     plan = example()
-    shapes = [(3, 9, 7), (6, 5, 4), (6, 3, 2), (6, 3, 2), (6, 3, 2), (6, 3, 2), (6, 3, 2)]
+    shapes = [(3, 9, 7), (6, 5, 4), *[(6, 3, 2)] * 7]
     assert plan.shapes() == (*shapes, (6, 1, 1), (6,), (5,))
-    assert plan.scales() == (8, 12, 12, 8, 12, 12, 8, 8, 8, 12)
+    assert plan.scales() == (8, 12, 12, 8, 8, 12, 12, 8, 8, 8, 8, 12)
+    assert plan.widths() == (32, 32, 32, 28, 32, 32, 32, 28, 32, 32, 32, 32)
     assert plan.classes == 5
 
 
@@ -58,23 +69,31 @@ def test_the_bill_adds_up():
     assert bill.requests == 22
     relus, pools = 1_705_984, 1_193_472
     assert relus + pools == 2_899_456
-    payload = bill.request_bytes + bill.response_bytes
-    assert payload == 2 * (2_899_456 * 49 // 4 + 4 * 3 * 224 * 224 + 4 * 3)
-    assert bill.offline_bytes == 4 * bill.comparisons
-    # 18 bits below the sign: 11 levels of 16 bytes and a bit, a leaf of 16 bytes
-    assert bill.key_bytes == pytest.approx(bill.comparisons * (11 * 16.125 + 16), rel=1e-5)
+    # bits of a ReLU: v, delta of 17, two pads of 32, d, e; of a maximum: four of 19, d, e
+    bits = relus * (2 * 17 + 2 * 32 + 2) + pools * (4 * 19 + 2)
+    payload = bill.request_bytes + bill.response_bytes + bill.offline_bytes
+    assert payload == 2 * (bits // 8 + 4 * 3 * 224 * 224 + 4 * 3)
+    # below the sign 16 and 18 bits: 9 and 11 levels of 16 bytes and a bit, a leaf of 16 bytes
+    levels = relus * 9 + pools * 11
+    assert bill.key_bytes == pytest.approx(2 * (levels * 16.125 + 2_899_456 * 16), rel=1e-5)
 
 
-def test_compared_bits():
-    relu, pool = Relu("a", 0, 15), MaxPool("b", 0, (2, 2), (2, 2), (0, 0), 13, 4)
-    assert relu.gates((8,))[0].bits == 19
-    assert relu.gates((8,))[0].key.levels == 11
-    assert pool.gates((1, 2, 2))[0].bits == 15
-    assert Relu("c", 0, 1).gates((8,))[0].bits == 32
+def test_gates_know_their_rings():
+    narrow, relu = Narrow("cut", 0, 15, 2), Relu("a", 0, 1)
+    pool = MaxPool("b", 0, (2, 2), (2, 2), (0, 0), 4)
+    assert [narrow.scale(25), narrow.width(32), narrow.width(19)] == [10, 15, 2]
+    (gate,) = relu.gates((8,), 17)
+    assert [gate.width, gate.widen, gate.result_width] == [17, True, 32]
+    assert [gate.key.domain_bits, gate.key.levels] == [15, 8]
+    gate = pool.gates((1, 2, 2), 19)[0]
+    assert [gate.width, gate.widen, gate.result_width, gate.key.domain_bits] == [19, False, 19, 14]
+    assert not Relu("c", 0).gates((8,), 32)[0].widen
 
 
 CONV = Convolution("conv", 0, 2, (3, 3), (1, 1), (1, 1), 1, 4)
-HEAD = (Flatten("flat", 2), Dense("dense", 3, 3, 4))
+CUT = Narrow("cut", 1, 4)
+RELU = Relu("relu", 2)
+HEAD = (Flatten("flat", 3), Dense("dense", 4, 3, 4))
 
 
 def plan(*ops, shape=(1, 4, 4), bits=8, **given):
@@ -82,7 +101,7 @@ def plan(*ops, shape=(1, 4, 4), bits=8, **given):
 
 
 def test_a_sound_plan_is_accepted():
-    assert plan(CONV, Relu("relu", 1, 4), *HEAD).classes == 3
+    assert plan(CONV, CUT, RELU, *HEAD).classes == 3
 
 
 @pytest.mark.parametrize(
@@ -90,15 +109,19 @@ def test_a_sound_plan_is_accepted():
     [
         ((), "1 to"),
         ((CONV,), "not in a vector"),
-        ((CONV, Relu("relu", 5, 4), *HEAD), "does not exist"),
-        ((CONV, Relu("conv", 1, 4), *HEAD), "Two operations"),
-        ((CONV, Relu("", 1, 4), *HEAD), "layer name"),
-        ((CONV, Relu("x" * 200, 1, 4), *HEAD), "layer name"),
-        ((CONV, Relu("a b", 1, 4), *HEAD), "layer name"),
-        ((CONV, Relu("relu", 1, 13), *HEAD), "fraction bits"),
-        ((CONV, Relu("relu", 1, 25), *HEAD), "shift"),
-        ((CONV, Relu("relu", 1, 4, 29), *HEAD), "two bits"),
-        ((CONV, MaxPool("p", 1, (2, 2), (2, 2), (2, 2)), *HEAD), "padding"),
+        ((CONV, CUT, Relu("relu", 5), *HEAD), "does not exist"),
+        ((CONV, CUT, Relu("conv", 2), *HEAD), "Two operations"),
+        ((CONV, CUT, Relu("", 2), *HEAD), "layer name"),
+        ((CONV, CUT, Relu("x" * 200, 2), *HEAD), "layer name"),
+        ((CONV, CUT, Relu("a b", 2), *HEAD), "layer name"),
+        ((CONV, Narrow("cut", 1, 13), RELU, *HEAD), "fraction bits"),
+        ((CONV, Narrow("cut", 1, 4, 27), RELU, *HEAD), "fewer than 2 of 32 bits"),
+        ((CONV, CUT, Relu("relu", 2, 27), *HEAD), "fewer than 2 of 28 bits"),
+        ((CONV, CUT, Relu("relu", 2, -1), *HEAD), "out of range"),
+        ((CONV, CUT, SumPool("p", 2, (2, 2), (2, 2), (0, 0)), *HEAD), "narrow value"),
+        ((CONV, CUT, Flatten("flat", 2), Flatten("more", 3)), "ends in a narrow"),
+        ((CONV, CUT, Add("sum", 2, 2, 0, 0), *HEAD), "narrow value"),
+        ((CONV, CUT, MaxPool("p", 1, (2, 2), (2, 2), (2, 2)), *HEAD), "padding"),
         ((CONV, MaxPool("p", 1, (9, 9), (2, 2), (0, 0)), *HEAD), "does not fit"),
         ((CONV, MaxPool("p", 1, (2, 2), (0, 2), (0, 0)), *HEAD), "below one"),
         ((CONV, MaxPool("p", 1, (33, 2), (1, 1), (16, 0)), *HEAD), "more than 32"),
@@ -135,13 +158,13 @@ def test_plans_that_do_not_hold_together_are_refused(ops, reason):
         {"bits": 0},
         {"bits": 31},
         {"result": "image"},
-        {"version": 2},
+        {"version": 1},
         {"ring_bits": 64},
     ],
 )
 def test_other_headers_are_refused(given):
     with pytest.raises(MalformedMessage):
-        plan(CONV, Relu("relu", 1, 4), *HEAD, **given)
+        plan(CONV, CUT, RELU, *HEAD, **given)
 
 
 def test_a_label_of_one_class_is_refused():

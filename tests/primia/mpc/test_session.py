@@ -28,12 +28,12 @@ def small_plan(result="scores", classes=3, size=8):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_scores_equal_the_plain_integers_given_the_masks(batch):
+def test_scores_equal_the_plain_integers_given_the_shares(batch):
     plan = small_plan()
     weights, image = weights_for(plan, 100), image_for(plan, batch)
     session = Session(plan, weights, batch)
     scores = session.run(image)
-    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    expected = plain(plan, weights, fixed(plan, image), session.shares())
     assert scores.shape == (batch, 3)
     np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
 
@@ -44,7 +44,7 @@ def test_labels_equal_the_plain_argmax(classes):
     weights, image = weights_for(plan, 200), image_for(plan, 5)
     session = Session(plan, weights, 5)
     labels = session.run(image)
-    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    expected = plain(plan, weights, fixed(plan, image), session.shares())
     assert labels.dtype == np.int64
     np.testing.assert_array_equal(labels, expected.argmax(axis=1))
 
@@ -84,7 +84,7 @@ def test_random_plans_equal_plain_integers(plan, number, batch):
     weights, image = weights_for(plan, number, 4), image_for(plan, batch, number + 77) / 4
     session = Session(plan, weights, batch, root=number, mask=number + 1)
     result = session.run(image)
-    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    expected = plain(plan, weights, fixed(plan, image), session.shares())
     if plan.result == "label":
         np.testing.assert_array_equal(result, expected.argmax(axis=1))
     else:
@@ -106,31 +106,39 @@ def test_every_message_has_its_stated_size():
 
 
 def test_resnet_18_takes_22_requests():
-    plan = resnet18(32, drop_low=0)
+    plan = resnet18(32)
     weights, image = weights_for(plan, 5, 12), image_for(plan, 1)
     session = Session(plan, weights)
     scores = session.run(image)
     assert len(session.requests) == plan.requests == 22
-    expected = plain(plan, weights, fixed(plan, image), session.masks())
+    expected = plain(plan, weights, fixed(plan, image), session.shares())
     assert np.abs(expected).max() > 2**20  # the values did not die away on their way
     np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
 
 
-def test_dropped_bits_and_truncation_cost_little():
-    """Against exact integers without masks: within 0.01 of the scores."""
+def test_rounding_costs_little():
+    """Against rounding to the nearest everywhere: within 0.01 of the scores."""
     plan = resnet18(32)
     weights, image = weights_for(plan, 5, 12), image_for(plan, 1)
     scores = Session(plan, weights).run(image)
-    exact = plain(resnet18(32, drop_low=0), weights, fixed(plan, image)) / 2.0**25
-    assert np.abs(scores - exact).max() < 0.01
+    nearest = plain(plan, weights, fixed(plan, image)) / 2.0**25
+    assert np.abs(scores - nearest).max() < 0.01
 
 
-def test_a_relu_costs_12_and_a_quarter_bytes():
+def test_messages_take_no_more_bits_than_their_rings():
     plan = resnet18(224)
     assert plan.requests == 22
     assert sum(gate.comparisons for gate in plan.gates()) == 2_899_456
-    relus = [gate for gate in plan.gates() if gate.shift]
-    assert len(relus) == 17
-    for gate in relus:
-        bits = 8 * (gate.request_bytes(1) + gate.response_bytes(1))
-        assert bits == gate.comparisons * 98  # 12.25 bytes
+    relus = [gate for gate in plan.gates() if gate.widen]
+    pools = [gate for gate in plan.gates() if not gate.widen]
+    assert [len(relus), len(pools)] == [17, 4]
+    for gate in relus:  # v and delta of 17 bits, two pads of 32, d and e
+        assert gate.width == 17
+        online = gate.request_bytes(1) + gate.response_bytes(1)
+        assert 8 * online == gate.comparisons * (17 + 64 + 2)
+        assert 8 * gate.offline_bytes(1) == gate.comparisons * 17
+    for gate in pools:  # v and delta of 19 bits, two pads of 19, d and e
+        online = gate.request_bytes(1) + gate.response_bytes(1)
+        assert 8 * online == gate.comparisons * (19 + 2 * 19 + 2)
+    bill = plan.bill(1)
+    assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 35e6

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 
 from primia.fss.evaluation import NumpyEvaluator
-from primia.mpc.frames import BINDING_BYTES, HEADER_BYTES, Choices, Masked
+from primia.mpc.frames import BINDING_BYTES, HEADER_BYTES, Choices, Masked, many_from_planes
 from primia.mpc.gates import client_answer, client_prepare, server_close, server_open
 from primia.mpc.masks import GateStreams
 from primia.mpc.material import Cursor
@@ -32,10 +32,14 @@ def looks_uniform(cells, size):
     return statistic < chi2.isf(FALSE_ALARM, size - 1)
 
 
-def words_look_uniform(values):
-    """All four bytes of 32-bit words, each by itself."""
-    lanes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 4)
-    return all(looks_uniform(lanes[:, lane], 256) for lane in range(4))
+def words_look_uniform(values, width=32):
+    """Every byte of numbers of ``width`` bits by itself; the last one may be a part of one."""
+    for low in range(0, width, 8):
+        bits = min(8, width - low)
+        lane = (np.ravel(values) >> np.uint32(low)) & np.uint32((1 << bits) - 1)
+        if not looks_uniform(lane, 1 << bits):
+            return False
+    return True
 
 
 def joint(*parts):
@@ -46,8 +50,8 @@ def joint(*parts):
     return total
 
 
-def top(values, bits):
-    return values >> np.uint32(32 - bits)
+def top(values, bits, width=32):
+    return (values >> np.uint32(width - bits)) & np.uint32((1 << bits) - 1)
 
 
 BATCH = 256
@@ -61,7 +65,7 @@ WEIGHTS = (0, 7, -100)
 
 def network(result):
     b = Builder((1, 6, 6))
-    b.head(b.max_pool(b.relu(b.conv(0, 4)), 3, 1, 1), 3)
+    b.head(b.relu(b.max_pool(b.conv(0, 4), 3, 1, 1, low=2), 2), 3)
     return b.plan(6, result)
 
 
@@ -88,15 +92,23 @@ def payload(frame):
 
 
 def test_what_p0_receives_is_uniform(session):
-    assert words_look_uniform(np.frombuffer(payload(session.offline)[BINDING_BYTES:], "<u4"))
+    deltas = payload(session.offline)[BINDING_BYTES:]
+    for gate in session.plan.gates():
+        size, count = gate.offline_bytes(BATCH), BATCH * gate.comparisons
+        delta = many_from_planes(deltas[:size], gate.payloads, count, gate.width)
+        deltas = deltas[size:]
+        if count >= 5 * 256:
+            assert words_look_uniform(delta, gate.width)
+    assert not deltas
     assert words_look_uniform(np.frombuffer(payload(session.requests[0]), "<u4"))
     for gate, request in zip(session.plan.gates(), session.requests[1:], strict=True):
         count = BATCH * gate.comparisons
         choices = Choices.parse(payload(request), gate, count)
         assert looks_uniform(choices.bits, 2)
         if count >= 5 * 256:
-            assert all(words_look_uniform(choices.pairs[:, j]) for j in (0, 1))
-            assert words_look_uniform(choices.pairs[:, 1] - choices.pairs[:, 0])
+            width = gate.result_width
+            assert all(words_look_uniform(choices.pairs[:, j], width) for j in (0, 1))
+            assert words_look_uniform(choices.pairs[:, 1] - choices.pairs[:, 0], width)
 
 
 def test_what_p1_receives_is_uniform(session):
@@ -105,7 +117,7 @@ def test_what_p1_receives_is_uniform(session):
         masked = Masked.parse(payload(response), gate, count)
         assert looks_uniform(masked.bits, 2)
         if count >= 5 * 256:
-            assert words_look_uniform(masked.values)
+            assert words_look_uniform(masked.values, gate.width)
 
 
 @pytest.mark.parametrize("value", WEIGHTS)
@@ -131,8 +143,9 @@ def test_the_last_share_is_uniform():
 
 COUNT = 1 << 17
 GATES = {
-    "relu": Gate("relu", COUNT, 12, 10),
-    "max": Gate("max", COUNT),
+    "relu": Gate("relu", COUNT, 17, widen=True),
+    "coarse": Gate("coarse", COUNT, 18, widen=True, coarse=3),
+    "max": Gate("max", COUNT, 19),
     "label": Gate("label", COUNT, payloads=2),
 }
 
@@ -145,7 +158,7 @@ class View:
         corrections, keys = deal(gate, COUNT)
         evaluator = NumpyEvaluator()
         ours = [words(60 + i, COUNT) for i in range(gate.payloads)]
-        theirs = [np.uint32(y % 2**32) - y0 for y0 in ours]
+        theirs = [np.uint32(y % 2**32) - y0 for y0 in ours]  # fits every width
         self.delta, _ = client_prepare(gate, GateStreams(*SEEDS[1]), theirs)
         opened = server_open(gate, SEEDS[0], ours, self.delta, Cursor(keys), evaluator)
         self.masked, self.b0 = opened
@@ -160,7 +173,7 @@ class View:
         self.b1 = self.choices.bits ^ self.flag
 
 
-@pytest.fixture(scope="module", params=[(g, y) for g in GATES for y in (-70_000, 0, 70_000)])
+@pytest.fixture(scope="module", params=[(g, y) for g in GATES for y in (-50_000, 0, 50_000)])
 def view(request):
     gate, y = request.param
     return View(GATES[gate], y)
@@ -171,21 +184,25 @@ def test_p0_sees_nothing_jointly_with_what_it_knows(view):
     pair = view.choices.pairs[0]
     own, other = np.where(view.b0, pair[::-1], pair) - pad
     bits = [(view.b0, 1), (view.choice, 1), (view.choices.bits, 1)]
-    words_ = [(top(x, 2), 2) for x in (own, other, pad, view.masked.values[0], view.r0)]
-    assert looks_uniform(joint(*bits, *words_), 1 << 13)
-    assert looks_uniform(joint(*bits, (top(view.results[0], 8), 8)), 1 << 11)
-    assert words_look_uniform(own)
-    assert words_look_uniform(other)
-    assert words_look_uniform(view.delta - view.r0)
-    assert words_look_uniform(view.results[0])
+    width, wide = view.gate.width, view.gate.result_width
+    results = [(top(x, 2, wide), 2) for x in (own, other, pad)]
+    opened = [(top(x, 2, width), 2) for x in (view.masked.values[0], view.r0)]
+    assert looks_uniform(joint(*bits, *results, *opened), 1 << 13)
+    assert looks_uniform(joint(*bits, (top(view.results[0], 8, wide), 8)), 1 << 11)
+    assert words_look_uniform(own, wide)
+    assert words_look_uniform(other, wide)
+    assert words_look_uniform(view.delta - view.r0, width)
+    assert words_look_uniform(view.results[0], wide)
 
 
 def test_p1_sees_nothing_jointly_with_what_it_knows(view):
     bits = [(view.b1, 1), (view.flag, 1), (view.masked.bits, 1)]
-    words_ = [(top(x, 2), 2) for x in (view.masked.values[0], view.r1, *view.pads)]
+    width, opened = view.gate.width, view.masked.values[0]
+    words_ = [(top(x, 2, width), 2) for x in (opened, view.r1)]
+    words_ += [(top(pad, 2), 2) for pad in view.pads]
     assert looks_uniform(joint(*bits, *words_), 1 << 11)
-    assert words_look_uniform(view.masked.values[0] - view.r1)
-    assert looks_uniform(joint(*bits, (top(view.masked.values[0] - view.r1, 6), 6)), 1 << 9)
+    assert words_look_uniform(opened - view.r1, width)
+    assert looks_uniform(joint(*bits, (top(opened - view.r1, 6, width), 6)), 1 << 9)
 
 
 def test_the_tests_notice_what_is_not_masked(view):
@@ -193,9 +210,10 @@ def test_the_tests_notice_what_is_not_masked(view):
     bit = view.choices.bits ^ view.flag ^ view.b0
     assert not looks_uniform(bit, 2)
     assert not looks_uniform(view.masked.bits ^ view.choice ^ view.b1, 2)
-    assert not words_look_uniform(view.masked.values[0] - view.r0 - view.r1)
-    if view.gate.shift == 0:
-        assert not words_look_uniform(view.results[0] + GateStreams(*SEEDS[1]).words("mask", COUNT))
+    width, wide = view.gate.width, view.gate.result_width
+    assert not words_look_uniform(view.masked.values[0] - view.r0 - view.r1, width)
+    mask = GateStreams(*SEEDS[1]).words("mask", COUNT)
+    assert not words_look_uniform(view.results[0] + mask, wide)
 
 
 @pytest.mark.parametrize("name", GATES)

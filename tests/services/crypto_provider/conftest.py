@@ -15,7 +15,7 @@ from primia.chassis.clock import Clock
 from primia.chassis.context import Context
 from primia.chassis.service import Service
 from primia.messages.inference import PlanOffer
-from primia.mpc.plan import Convolution, Dense, Flatten, MaxPool, Plan, Relu
+from primia.mpc.plan import Convolution, Dense, Flatten, MaxPool, Narrow, Plan, Relu
 from services.crypto_provider.material import api, tasks
 from services.crypto_provider.settings import CryptoProviderSettings
 from services.crypto_provider.tables import Base
@@ -37,10 +37,11 @@ class MovableClock(Clock):
 def small_plan(result: str = "scores", features: int = 2) -> Plan:
     ops = (
         Convolution("conv", 0, 3, (3, 3), (1, 1), (1, 1), 1, 6),
-        MaxPool("pool", 1, (2, 2), (2, 2), (0, 0)),
-        Relu("relu", 2, 6),
-        Flatten("flat", 3),
-        Dense("fc", 4, features, 6),
+        Narrow("cut", 1, 6),
+        MaxPool("pool", 2, (2, 2), (2, 2), (0, 0)),
+        Relu("relu", 3),
+        Flatten("flat", 4),
+        Dense("fc", 5, features, 6),
     )
     return Plan((1, 4, 4), 8, ops, result)
 

@@ -18,7 +18,7 @@ from primia.errors import (
     UnexpectedMessage,
 )
 from primia.messages.inference import SESSION_TOKEN_HEADER
-from primia.mpc.plan import Dense, Flatten, Plan, Relu
+from primia.mpc.plan import Dense, Flatten, Narrow, Plan, Relu
 from services.model_owner.inference.host import OFFLINE, SessionHost
 from services.model_owner.inference.listener import Listener, create_listener
 from tests.support.inference import SESSION, Session, weights_for
@@ -28,7 +28,8 @@ IMAGE = np.full((1, 1, 2, 2), 0.5, np.float32)
 
 
 def plan() -> Plan:
-    ops = (Flatten("flat", 0), Dense("fc", 1, 3, 6), Relu("relu", 2, 6), Dense("out", 3, 2, 6))
+    hidden = (Flatten("flat", 0), Dense("fc", 1, 3, 6), Narrow("cut", 2, 6), Relu("relu", 3))
+    ops = (*hidden, Dense("out", 4, 2, 6))
     return Plan((1, 2, 2), 8, ops)
 
 
