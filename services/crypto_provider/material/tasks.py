@@ -15,6 +15,8 @@ from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
+from primia.fss import kernels
+from primia.fss.kernel import Generator
 from primia.mpc.dealer import Sinks
 from primia.mpc.dealer import deal as make_deal
 from primia.mpc.material import PARTS, Manifest, Part
@@ -69,7 +71,8 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
     # Named by attempt: of two workers that both believe they hold the row, one wins below.
     drafts = {part: part_path(ctx, f"{row.id}.{row.attempts}", part) for part in PARTS}
     try:
-        manifest = _write(plan, row, mask, drafts)
+        generator = kernels.generator(ctx.settings.kernel, ctx.settings.threads)
+        manifest = _write(plan, row, mask, drafts, generator)
         with ctx.db.session() as session:
             current = store.deal(session, row.id, lock=True)
             if current.state not in _BEING_MADE:  # burned or expired meanwhile
@@ -83,11 +86,19 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
     _count(ctx, "dealt")
 
 
-def _write(plan: Plan, row: store.DealRow, mask: Seed, drafts: Mapping[Part, Path]) -> Manifest:
+def _write(
+    plan: Plan,
+    row: store.DealRow,
+    mask: Seed,
+    drafts: Mapping[Part, Path],
+    generator: Generator,
+) -> Manifest:
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_space_is_typed())
         files = {part: stack.enter_context(_create(path)) for part, path in drafts.items()}
-        manifest = make_deal(plan, row.batch, mask, bytes.fromhex(row.id), Sinks(**files))
+        manifest = make_deal(
+            plan, row.batch, mask, bytes.fromhex(row.id), Sinks(**files), generator=generator
+        )
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from primia.errors import (
     PeerUnavailable,
     UnexpectedMessage,
 )
+from primia.fss import kernels
 from primia.learning.images import normalise
 from primia.messages.inference import Cost, ServedPlan, Session, SessionRequest
 from primia.mpc.client import Client
@@ -84,7 +85,8 @@ def attempt(
     prepared = served.prepared(ctx, model, wanted)
     report.add(prepared.fetched)
     session, half = _material(ctx, wanted, prepared.plan, batch, report)
-    client = Client(prepared.opening, half, bytes.fromhex(session.id))
+    evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
+    client = Client(prepared.opening, half, bytes.fromhex(session.id), evaluator)
     try:
         report.begin("offline")
         body = client.offline()  # while the model owner fetches its half

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from primia.errors import UnsafeSettings
+from primia.fss.kernels import KernelName, supported
 from primia.messages.common import Name
 
 MIB = 1 << 20
@@ -43,6 +44,7 @@ class ServiceSettings(BaseSettings):
     metrics_token: SecretStr | None = Field(default=None, description="opens /metrics alone")
     threads: int = Field(default=1, ge=1, le=256, description="arithmetic threads a task")
     concurrency: int = Field(default=2, ge=1, le=64, description="tasks at once in a worker")
+    kernel: KernelName = Field(default="auto", description="computes the comparisons")
     embedded_beat: bool = Field(default=False, description="the worker also runs the beat")
     visibility_timeout: int = Field(default=3600, ge=60)
 
@@ -78,6 +80,8 @@ class ServiceSettings(BaseSettings):
             raise ValueError("BROKER_URL reaches beyond this machine and carries no password")
         if self.state_dir.exists() and stat.S_IMODE(self.state_dir.stat().st_mode) & 0o007:
             raise ValueError(f"{self.state_dir} is open to every user of this machine")
+        if not supported(self.kernel):
+            raise ValueError("PRIMIA_KERNEL=native needs a processor with AES-NI; use auto")
         return self
 
     def check_peer_url(self, variable: str, url: str) -> None:

@@ -24,6 +24,10 @@ def resolve(name: KernelName) -> KernelName:
     return "native" if vector_words() else "numpy"
 
 
+def supported(name: KernelName) -> bool:
+    return name != "native" or vector_words() > 0
+
+
 def evaluator(name: KernelName = "auto", threads: int = 1) -> Evaluator:
     """One a session. ``threads``: how many work on a block (numpy: always one).
 
