@@ -1,8 +1,4 @@
-"""Models as torch modules, and their state as a flat vector.
-
-Every module is plain (torch.fx traces it), in the layers that the plan compiler takes:
-convolution, BatchNorm, ReLU, pooling, addition, flatten, fully connected.
-"""
+"""Models as torch modules, and their state as a flat vector. What modules there are: ``zoo``."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from torch import Tensor, nn
 
 from primia.learning.layout import Group, InvalidState, Layout, Vector, check_vector
 from primia.learning.spec import ModelSpec
-from primia.learning.vision import torchvision_models
+from primia.learning.zoo import build
 
 
 def create_model(spec: ModelSpec) -> nn.Module:
@@ -32,12 +28,12 @@ def create_model(spec: ModelSpec) -> nn.Module:
 def _without_weights(spec: ModelSpec) -> nn.Module:
     """On the meta device, where the libraries' own initialisation draws nothing."""
     with torch.device("meta"):
-        return _small_cnn(spec) if spec.architecture == "small_cnn" else _resnet(spec)
+        return build(spec)
 
 
 def initialise(module: nn.Module, seed: int) -> None:
     """First weights: He et al. (2015) for convolutions (normal, fan out); uniform within
-    1/sqrt(fan in) for fully connected layers; BatchNorm as the identity."""
+    1/sqrt(fan in) for fully connected layers; BatchNorm and GroupNorm as the identity."""
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -48,34 +44,8 @@ def initialise(module: nn.Module, seed: int) -> None:
             bound = 1 / math.sqrt(part.in_features)
             nn.init.uniform_(part.weight, -bound, bound, generator=generator)
             nn.init.uniform_(part.bias, -bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm2d):
+        elif isinstance(part, nn.BatchNorm2d | nn.GroupNorm):
             part.reset_parameters()
-
-
-def _resnet(spec: ModelSpec) -> nn.Module:
-    """torchvision's ResNet with an output a class and, for grey images, a first convolution of
-    one input channel."""
-    build = getattr(torchvision_models(), spec.architecture)
-    module: nn.Module = build(weights=None, num_classes=len(spec.classes))
-    if spec.channels == 1:
-        module.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    return module
-
-
-def _small_cnn(spec: ModelSpec) -> nn.Module:
-    """Three times convolution, BatchNorm, ReLU, pooling; then global average and one layer."""
-    layers: list[nn.Module] = []
-    width: int = spec.channels
-    for wider in (16, 32, 64):
-        layers += [
-            nn.Conv2d(width, wider, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(wider),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        ]
-        width = wider
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, len(spec.classes))]
-    return nn.Sequential(*layers, *head)
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor, Group]]:

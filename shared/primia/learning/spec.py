@@ -25,29 +25,51 @@ from pydantic import (
 
 from primia.errors import InvalidInput
 
-ArchitectureName = Literal["resnet18", "resnet34", "small_cnn"]
+ArchitectureName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16",
+    "vgg16_bn",
+    "densenet121",
+    "mobilenet",
+    "lenet",
+    "small_cnn",
+]
+NormName = Literal["batch", "group"]
 OptimiserName = Literal["sgd", "adam", "adamw"]
 
-MAX_CLASSES = 100
+MAX_CLASSES = 1000  # ImageNet's
 MAX_LABEL_LENGTH = 64
 # A seed travels as JSON, where integers above 2^53 lose digits in some readers.
 MAX_SEED = 2**53 - 1
 
 
 class Architecture(NamedTuple):
-    """An entry of the catalogue; sizes are pixels a side."""
+    """An entry of the catalogue; sizes are pixels a side. ``encrypted``: whether the plan compiler
+    takes it (with BatchNorm or without any norm; GroupNorm it refuses)."""
 
     name: ArchitectureName
     description: str
     smallest_image: int
     largest_image: int
+    encrypted: bool = True
 
 
 def architectures() -> tuple[Architecture, ...]:
-    """The models that can be created, trained and compiled for encrypted inference."""
+    """The models that can be created and trained, and, but for some, compiled for encrypted
+    inference."""
+    vgg = "VGG-16 (Simonyan and Zisserman, 2015), 134 million parameters"
+    dense = "DenseNet-121 (Huang et al., 2017), 7 million parameters: for training"
     return (
         Architecture("resnet18", "ResNet-18 (He et al., 2016), 11.2 million parameters", 32, 512),
         Architecture("resnet34", "ResNet-34 (He et al., 2016), 21.3 million parameters", 32, 512),
+        Architecture("resnet50", "ResNet-50 (He et al., 2016), 23.5 million parameters", 32, 512),
+        Architecture("vgg16", f"{vgg}, without norms", 32, 512),
+        Architecture("vgg16_bn", f"{vgg}, with BatchNorm", 32, 512),
+        Architecture("densenet121", dense, 32, 512, encrypted=False),
+        Architecture("mobilenet", "MobileNet (Howard et al., 2017), 3.2 million", 32, 512),
+        Architecture("lenet", "LeNet-5 (LeCun et al., 1998), 61 thousand at 32 pixels", 16, 256),
         Architecture("small_cnn", "Three convolutions, 24 thousand parameters: trials", 16, 256),
     )
 
@@ -110,6 +132,7 @@ class ModelSpec(Checked):
     channels: Literal[1, 3] = 1
     image_size: StrictInt = 64
     seed: Seed = 0
+    norm: NormName = "batch"
     mean: Annotated[float, Field(ge=0, le=1)] = 0.5
     std: Annotated[float, Field(ge=0.01, le=1)] = 0.25
 
@@ -121,6 +144,8 @@ class ModelSpec(Checked):
                 f"image_size: {self.architecture} takes {entry.smallest_image} to "
                 f"{entry.largest_image} pixels, not {self.image_size}"
             )
+        if self.norm == "group" and self.architecture in ("vgg16", "lenet"):
+            raise ValueError(f"norm: {self.architecture} has no norms to choose")
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise ValueError(f"classes: {', '.join(repeated)} stands there twice")

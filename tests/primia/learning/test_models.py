@@ -13,23 +13,71 @@ from primia.learning.models import (
     unflatten,
 )
 from primia.learning.spec import ModelSpec, architectures
+from primia.learning.zoo import HEADS, build
 
 SMALL = ModelSpec(architecture="small_cnn", classes=("a", "b", "c"), image_size=16, seed=5)
 
 
 def _spec(name: str, channels: int) -> ModelSpec:
-    return ModelSpec.parse({"architecture": name, "classes": ["a", "b"], "channels": channels})
+    given = {"architecture": name, "classes": ["a", "b"], "channels": channels, "image_size": 32}
+    return ModelSpec.parse(given)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", [entry.name for entry in architectures()])
 def test_every_model_runs_and_traces(name: str, channels: int) -> None:
     module = create_model(_spec(name, channels)).eval()
-    images = torch.ones(2, channels, 64, 64)
+    images = torch.ones(1, channels, 32, 32)
     logits = module(images)
-    assert logits.shape == (2, 2)
+    assert logits.shape == (1, 2)
     assert torch.isfinite(logits).all()
     assert torch.equal(fx.symbolic_trace(module)(images), logits)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "densenet121", "mobilenet"])
+def test_norms_by_groups_take_the_place_of_all_others(name: str) -> None:
+    spec = _spec(name, 1).model_copy(update={"norm": "group"})
+    with torch.device("meta"):
+        parts = list(build(spec).modules())
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in parts)
+    norms = [part for part in parts if isinstance(part, torch.nn.GroupNorm)]
+    assert norms
+    assert all(part.num_channels % part.num_groups == 0 < part.num_groups for part in norms)
+    assert spec_layout(spec).group_size("buffers") == 0
+
+
+def test_a_model_with_norms_by_groups_learns_and_keeps_no_statistics() -> None:
+    module = create_model(SMALL.model_copy(update={"norm": "group"}))
+    images = torch.linspace(-1, 1, 2 * 256).reshape(2, 1, 16, 16)
+    alone = module.eval()(images[:1])
+    assert torch.allclose(module(images)[:1], alone, atol=1e-6)
+
+
+# torchvision's counts with 1000 classes and three channels; of the last layer, inputs + 1 a class.
+KNOWN = {
+    "resnet34": (21_797_672, 513),
+    "resnet50": (25_557_032, 2049),
+    "vgg16": (138_357_544, 4097),
+    "vgg16_bn": (138_365_992, 4097),
+    "densenet121": (7_978_856, 1025),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_known_numbers_of_parameters(name: str) -> None:
+    total, a_class = KNOWN[name]
+    layout = spec_layout(_spec(name, 3))
+    assert layout.group_size("parameters") == total - 998 * a_class
+    slot = next(slot for slot in layout.slots if slot.name == f"{HEADS[name]}.weight")
+    assert slot.shape == (2, a_class - 1)
+
+
+@pytest.mark.parametrize("size", [16, 20, 28, 32, 33, 50, 256])
+def test_lenet_takes_any_size(size: int) -> None:
+    spec = ModelSpec.parse(
+        {"architecture": "lenet", "classes": ["a", "b"], "image_size": size, "channels": 3}
+    )
+    assert create_model(spec)(torch.zeros(1, 3, size, size)).shape == (1, 2)
 
 
 def test_resnet18_has_the_known_number_of_parameters() -> None:

@@ -34,6 +34,8 @@ def test_a_spec_survives_json() -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**53}, "seed"),
         ({"std": 0}, "std"),
+        ({"norm": "layer"}, "norm"),
+        ({"norm": "group", "architecture": "lenet"}, "lenet has no norms"),
         ({"mean": float("nan")}, "mean"),
         ({"colour": "grey"}, "colour"),
     ],
