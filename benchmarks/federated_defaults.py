@@ -26,11 +26,12 @@ from torch import nn
 from primia.evaluation.metrics import measure
 from primia.learning import training
 from primia.learning.cache import load_pixels
+from primia.learning.config import TrainingConfig
 from primia.learning.datasets import inspect, scan_folder
 from primia.learning.layout import Vector
 from primia.learning.manifest import DatasetManifest, partition, sample
 from primia.learning.models import create_model, flatten, unflatten
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.spec import ModelSpec
 from primia.learning.training import ImageData, evaluate, local_seed, predict, train_locally
 
 _DEFAULTS = TrainingConfig(epochs=1)

@@ -74,6 +74,7 @@ class OwnerDouble:
                 messages.NodeCard(name=node.name, public_key=node.public_key) for node in nodes
             ),
             rounds=rounds,
+            planned=rounds,
             training=messages.TrainingSettings(**{**settings, **training}),
             secure=secure,
             threshold=len(nodes) // 2 + 1 if secure else 1,

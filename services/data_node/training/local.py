@@ -15,13 +15,15 @@ from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
 from primia.learning.cache import cache_file, load_pixels
+from primia.learning.carried import Carried
 from primia.learning.layout import Vector, check_vector, read_state
 from primia.learning.manifest import DatasetManifest, split
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.schedules import Span
+from primia.learning.spec import ModelSpec
 from primia.learning.training import ImageData, local_seed, train_locally
 from primia.learning.training import evaluate as evaluate_on
-from primia.messages.rounds import ModelCard, Proposal, Scores, TrainingSettings, TrainReport
+from primia.messages.rounds import ModelCard, Proposal, Scores, Train, TrainingSettings, TrainReport
 from services.data_node.training.site import Site
 
 # The same images validate every run of a data set, whatever the run's seed.
@@ -31,7 +33,8 @@ Stop = Callable[[], None]
 
 @dataclass(frozen=True)
 class LocalResult:
-    """``change``: float32 (groups.size,), trained minus incoming; ``samples``: trained on."""
+    """``change``: float32 (groups.size,), trained minus incoming; ``samples``: trained on;
+    ``carried``: what the site's next round goes on from, if it does (learning.carried)."""
 
     change: NDArray[np.float32]
     groups: Groups
@@ -40,6 +43,8 @@ class LocalResult:
     accuracy: float
     seconds: float
     received: Scores
+    stopped: bool
+    carried: bytes | None
 
     def report(self) -> TrainReport:
         return TrainReport(
@@ -48,11 +53,18 @@ class LocalResult:
             accuracy=self.accuracy,
             seconds=self.seconds,
             received=self.received,
+            stopped=self.stopped,
         )
 
 
 def train(
-    ctx: Context, proposal: Proposal, number: int, weights: bytes, site: Site, stop: Stop
+    ctx: Context,
+    proposal: Proposal,
+    item: Train,
+    weights: bytes,
+    site: Site,
+    carried: bytes | None,
+    stop: Stop,
 ) -> LocalResult:
     """Train from the incoming weights, with a seed of run, round and node: the same again after a
     crash. Raises what ``stop`` raises, and InvalidUpdate where training has diverged."""
@@ -60,13 +72,17 @@ def train(
     spec = spec_of(proposal.model, proposal.training)
     vector = read_state(weights, spec_layout(spec), MalformedMessage)
     module = load_model(spec, vector)
+    proposal.training.check_classes(len(spec.classes))
     training, validation = _images(ctx, proposal, spec, site, stop)
     received = _score(module, validation, stop)
     done = train_locally(
         module,
         training,
-        _config(proposal.training),
-        local_seed(proposal.training.seed, number, ctx.identity.name),
+        proposal.training,
+        local_seed(proposal.training.seed, item.round, ctx.identity.name),
+        validation=validation,
+        span=Span.of_round(item.done, proposal.planned),
+        carried=Carried.from_bytes(carried) if carried else None,
         device="auto",
         should_stop=_asking(stop),
     )
@@ -74,8 +90,21 @@ def train(
     change = check_vector(flatten(module) - vector, layout, InvalidUpdate)
     groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
     return LocalResult(
-        change, groups, len(training), done.loss, done.accuracy, done.seconds, received
+        change,
+        groups,
+        len(training),
+        done.loss,
+        done.accuracy,
+        done.seconds,
+        received,
+        done.carried.standing.stopped,
+        done.carried.to_bytes() if _carries(proposal.training) else None,
     )
+
+
+def _carries(settings: TrainingSettings) -> bool:
+    """Whether a round of this site depends on the one before."""
+    return settings.optimiser_state == "kept" or settings.local_stopping is not None
 
 
 def evaluate(ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop) -> Scores:
@@ -102,20 +131,6 @@ def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
         )
     except InvalidInput as error:
         raise MalformedMessage(f"The model owner's model cannot be built: {error}") from None
-
-
-def _config(settings: TrainingSettings) -> TrainingConfig:
-    """One epoch where the run states no length."""
-    epochs = 1 if settings.batches is None and settings.epochs is None else settings.epochs
-    return TrainingConfig(
-        optimiser=settings.optimiser,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        epochs=epochs,
-        batches=settings.batches,
-    )
 
 
 def _images(

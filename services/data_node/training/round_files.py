@@ -66,6 +66,34 @@ class RoundFiles:
             raise LocalError("The change of this round is no longer on this site's disk.")
         return change
 
+    def keep_carried(self, carried: bytes) -> None:
+        """What local training takes into the next round, sealed; then what earlier rounds kept
+        beyond the one that this round went on from is deleted."""
+        sealed = self.ctx.secrets.seal(carried, self._purpose(self.number))
+        self.ctx.files.write(self._carried(self.number), sealed)
+        before = self._latest_before()
+        self.forget(*(self._carried(number) for number in self._kept() if number < before))
+
+    def read_carried(self) -> bytes | None:
+        """What the last round before this one kept; the same again after a crash in this one."""
+        number = self._latest_before()
+        if number == 0:
+            return None
+        sealed = self._carried(number).read_bytes()
+        return self.ctx.secrets.open(sealed, self._purpose(number))
+
+    def _latest_before(self) -> int:
+        return max((number for number in self._kept() if number < self.number), default=0)
+
+    def _kept(self) -> list[int]:
+        return [int(path.stem) for path in self._carried(0).parent.glob("*.carried")]
+
+    def _carried(self, number: int) -> Path:
+        return self.ctx.files.path("rounds", self.run, f"{number}.carried")
+
+    def _purpose(self, number: int) -> str:
+        return f"primia/carried/{self.run}/{number}"
+
     def keep_update(self, header: Header, vector: NDArray[np.generic]) -> None:
         """Exactly the bytes that will be sent, however often."""
         self.ctx.files.require(header.frame_bytes)

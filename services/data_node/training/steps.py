@@ -105,8 +105,10 @@ def train(job: Job, item: Train) -> None:
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
-    result = local.train(ctx, proposal, item.round, weights, site, stop)
+    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop)
     files.keep_change(result.change)
+    if result.carried is not None:
+        files.keep_carried(result.carried)
     report = result.report()
     sealed = None
     if proposal.secure:

@@ -53,6 +53,7 @@ def _train(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
     return Train(
         run=run.id,
         round=row.number,
+        done=run.done,
         weights_digest=run.weights_digest,
         weights_bytes=run.weights_bytes,
     )

@@ -20,11 +20,12 @@ from services.model_owner.rounds.tables import Run
 
 def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run:
     """The run in review. Raises NotFound (model, version, node), Conflict (version not ready, node
-    engaged), InvalidInput (image size, threshold)."""
+    engaged), InvalidInput (image size, class weights, threshold)."""
     version = registry.ready_version(session, request.model, request.version)
     spec = registry.spec_of(registry.find_model(session, request.model))
     if request.training.image_size != spec.image_size:  # refused where the architecture cannot
         spec = ModelSpec.parse({**spec.model_dump(), "image_size": request.training.image_size})
+    request.training.check_classes(len(spec.classes))
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
         len(nodes),
@@ -75,6 +76,7 @@ def _proposal(
         model=card,
         nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in nodes),
         rounds=request.rounds + request.repeats,
+        planned=request.rounds,
         training=request.training,
         secure=request.aggregation.secure,
         threshold=threshold,

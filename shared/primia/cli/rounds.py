@@ -1,17 +1,18 @@
-"""``primia rounds start | watch | show | list | cancel | approve | refuse``"""
+"""``primia rounds start | options | watch | show | list | cancel | approve | refuse``"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Group
 
-from primia.cli import output, profile
+from primia.cli import options, output, profile
 from primia.cli.dataset import Node
 from primia.cli.output import Format, FormatOption
 from primia.cli.watch import watch_run
-from primia.messages.rounds import AggregationSettings, RunRequest, TrainingSettings
+from primia.messages.rounds import RunRequest
 from primia.messages.runs import RunReport
 
 app = typer.Typer(no_args_is_help=True)
@@ -21,45 +22,66 @@ app = typer.Typer(no_args_is_help=True)
 @output.guarded
 def start(
     model: str,
-    nodes: Annotated[str, typer.Option(help="comma-separated names")],
-    rounds: int = 3,
+    nodes: Annotated[str | None, typer.Option(help="comma-separated names")] = None,
+    rounds: int | None = None,
     version: int | None = None,
-    epochs: int = 1,
-    batch_size: int = 32,
-    optimiser: str = "adam",
-    learning_rate: float = 3e-4,
-    seed: int = 0,
-    secure: Annotated[bool, typer.Option(help="secure aggregation")] = True,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimiser: str | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    secure: Annotated[bool | None, typer.Option(help="secure aggregation")] = None,
     threshold: int | None = None,
+    config: Annotated[Path | None, typer.Option(help="a JSON file of the request")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="training.schedule.kind=cosine; see `primia rounds options`"),
+    ] = None,
     watch: Annotated[bool, typer.Option(help="follow the run until it ends")] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Start a training run; it goes on by itself."""
+    """Start a training run; it goes on by itself. What is not given has its default."""
     owner = profile.load().model_owner()
     image_size = next((m.spec.image_size for m in owner.models().models if m.name == model), 64)
-    training = TrainingSettings.model_validate(
-        {
-            "image_size": image_size,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimiser": optimiser,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        }
-    )
-    request = RunRequest(
-        model=model,
-        version=version,
-        nodes=tuple(each.strip() for each in nodes.split(",")),
-        rounds=rounds,
-        training=training,
-        aggregation=AggregationSettings(secure=secure, threshold=threshold),
-    )
+    document: options.Document = {"rounds": 3, "training": {"image_size": image_size}}
+    document = _merged(document, options.read_document(config))
+    given = {
+        "model": model,
+        "nodes": None if nodes is None else [each.strip() for each in nodes.split(",")],
+        "rounds": rounds,
+        "version": version,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.optimiser": optimiser,
+        "training.learning_rate": learning_rate,
+        "training.seed": seed,
+        "aggregation.secure": secure,
+        "aggregation.threshold": threshold,
+    }
+    for path, value in given.items():
+        if value is not None:
+            options.put(document, path, value)
+    options.assign(document, settings or [])
+    request = options.request_of(document)
     run = owner.start_run(request)
     if watch:
         _watched(run.id, form)
     else:
         output.show(run, form, lambda: f"Run {run.id} has started: `primia rounds watch {run.id}`")
+
+
+def _merged(below: options.Document, above: options.Document) -> options.Document:
+    """The fields of both, those of ``above`` where both have one; ``training`` field by field."""
+    training = {**below["training"], **above.get("training", {})}
+    return {**below, **above, "training": training}
+
+
+@app.command("options")
+@output.guarded
+def listed() -> None:
+    """All settings of a run, with their defaults."""
+    columns = ("setting", "default", "")
+    output.console().print(output.rows("Settings", columns, list(options.described(RunRequest))))
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 Without torch, for the web processes too:
 
-- ``spec``: ``ModelSpec``, ``TrainingConfig``, ``architectures()``
+- ``spec``: ``ModelSpec``, ``architectures()``
+- ``config``: ``TrainingConfig`` with ``Schedule``, ``Augmentation``, ``LocalStopping``
+- ``schedules``: ``rate_factor(schedule, progress)``, ``Span``; ``stopper``: ``Standing``
 - ``layout``: ``Layout``, ``read_state``, ``write_state``, ``state_digest``, ``check_vector``
 - ``images``: ``decode(bytes, size, channels, name)``, ``load(path, size, channels)``, ``normalise``
 - ``patients``: ``patient_of(path, pattern)``, ``compile_pattern``
@@ -19,5 +21,7 @@ With torch, for workers:
 - ``training``: ``ImageData.of(pixels, labels, spec)``, ``evaluate(module, data)``,
   ``train_locally(module, data, config, seed)``, ``predict(module, data)``,
   ``local_seed(run_seed, round, node)``
+- ``optimisers``, ``objective``, ``batches``: what a step of training is made of;
+  ``carried``: what a site keeps from round to round
 - ``augmentation``: ``augment(images, generator)``
 """

@@ -1,9 +1,9 @@
-"""What a model is and how a site trains it, as checked values; nothing here imports torch.
+"""What a model is, as checked values; nothing here imports torch.
 
 ``ModelSpec`` fixes everything that two parties must agree on to hold the same function: the
 architecture, the class names in the order of the outputs, the input and its normalisation, and the
-seed of the first weights. ``TrainingConfig`` fixes a round of local training. Both are frozen,
-refuse unknown fields, and serve as JSON in a request body as they are.
+seed of the first weights. It is frozen, refuses unknown fields, and serves as JSON in a request
+body as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -37,7 +36,6 @@ ArchitectureName = Literal[
     "small_cnn",
 ]
 NormName = Literal["batch", "group"]
-OptimiserName = Literal["sgd", "adam", "adamw"]
 
 MAX_CLASSES = 1000  # ImageNet's
 MAX_LABEL_LENGTH = 64
@@ -155,27 +153,3 @@ class ModelSpec(Checked):
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         return (self.channels, self.image_size, self.image_size)
-
-
-class TrainingConfig(Checked):
-    """One round of local training; exactly one of ``epochs`` and ``batches`` counts its length.
-
-    The defaults train ResNet-18 from scratch on a few hundred images a site in a few rounds
-    (benchmarks/federated_defaults.py): Adam at 3e-4 gets ahead where SGD still warms up, and
-    larger steps drift apart between the sites. ``momentum`` is Adam's first coefficient too.
-    """
-
-    optimiser: OptimiserName = "adam"
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    batch_size: Annotated[StrictInt, Field(ge=2, le=1024)] = 32
-    epochs: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
-    batches: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
-    augment: StrictBool = True
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.epochs is None) == (self.batches is None):
-            raise ValueError("give either epochs or batches a round")
-        return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +22,28 @@ from torch.nn import functional
 
 from primia.errors import InvalidInput, LocalError
 from primia.learning.augmentation import augment
+from primia.learning.batches import (
+    Stepper,
+    Tally,
+    batch_count,
+    batches_an_epoch,
+    deterministic,
+    order,
+)
+from primia.learning.carried import Carried
+from primia.learning.config import TrainingConfig
 from primia.learning.images import normalise
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.layout import Vector
+from primia.learning.models import flatten, unflatten
+from primia.learning.objective import Batch, mix
+from primia.learning.optimisers import (
+    create_optimiser,
+    optimiser_tensors,
+    restore_optimiser,
+    set_rate,
+)
+from primia.learning.schedules import Span, rate_factor
+from primia.learning.spec import ModelSpec
 
 Device = Literal["cpu", "cuda", "auto"]
 Progress = Callable[[int, int, float], None]  # (batches done, of how many, last loss)
@@ -86,13 +106,15 @@ class ImageData:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Mean loss and accuracy over the batches trained on (with augmentation, as they went by)."""
+    """Mean loss and accuracy over the batches trained on (with augmentation, as they went by), or
+    of the incoming model at a site that has stopped; ``carried``: for the site's next round."""
 
     loss: float
     accuracy: float
     seconds: float
     batches: int
     samples: int
+    carried: Carried
 
 
 @dataclass(frozen=True)
@@ -134,36 +156,91 @@ def train_locally(
     config: TrainingConfig,
     seed: int,
     *,
+    validation: ImageData | None = None,
+    span: Span | None = None,
+    carried: Carried | None = None,
     device: Device = "cpu",
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train the module in place; it ends on the CPU, in training mode.
 
-    After the last batch BatchNorm's running statistics are measured anew with the final weights
-    (``measure_statistics``). A single image left over at the end of an epoch is left out:
-    BatchNorm has no statistics of one. Raises InvalidInput (fewer than two images),
-    TrainingDiverged, or TrainingStopped, which is looked for before each batch.
+    ``validation``: what early stopping measures on; ``span``: the part of the run that this round
+    is; ``carried``: what the last round at this site gave. After the last batch BatchNorm's running
+    statistics are measured anew with the final weights (``measure_statistics``). A single image
+    left over at the end of an epoch is left out: BatchNorm has no statistics of one. Raises
+    InvalidInput (fewer than two images), TrainingDiverged, or TrainingStopped, which is looked for
+    before each batch.
     """
     if len(data) < 2:
         raise InvalidInput(f"Training needs at least two images, not {len(data)}.")
-    started = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
     place = pick_device(device)
-    module.to(place).train()
-    total = _batch_count(len(data), config)
-    tally = _Tally()
-    try:
-        optimiser = _optimiser(module, config)
-        for number, index in zip(
-            range(1, total + 1), _order(len(data), config.batch_size, generator), strict=False
-        ):
+    carried = carried or Carried()
+    if carried.standing.stopped:
+        return _unchanged(module, data, carried, device, should_stop)
+    with deterministic(module, place, seed):
+        module.to(place).train()
+        try:
+            session = _Session(module, data, validation, config, seed, place, carried)
+            return session.run(span or Span(), should_stop, progress)
+        finally:
+            module.to("cpu").train()
+
+
+def _unchanged(
+    module: nn.Module,
+    data: ImageData,
+    carried: Carried,
+    device: Device,
+    should_stop: ShouldStop | None,
+) -> TrainResult:
+    """The round of a site that has stopped: the incoming model, measured on its images."""
+    started = time.perf_counter()
+    found = evaluate(module, data, device=device, should_stop=should_stop)
+    module.train()
+    seconds = time.perf_counter() - started
+    return TrainResult(found.loss, found.accuracy, seconds, 0, len(data), carried)
+
+
+class _Session:
+    """One round of local training under way."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: ImageData,
+        validation: ImageData | None,
+        config: TrainingConfig,
+        seed: int,
+        place: torch.device,
+        carried: Carried,
+    ) -> None:
+        self._module, self._data, self._config, self._place = module, data, config, place
+        self._watched = validation if config.local_stopping else None
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimiser = create_optimiser(module, config)
+        if carried.optimiser and config.optimiser_state == "kept":
+            restore_optimiser(self._optimiser, carried.optimiser)
+        self._standing = carried.standing
+        self._best: tuple[float, Vector] | None = None
+
+    def run(
+        self, span: Span, should_stop: ShouldStop | None, progress: Progress | None
+    ) -> TrainResult:
+        started = time.perf_counter()
+        config, samples = self._config, len(self._data)
+        total, epoch = batch_count(samples, config), batches_an_epoch(samples, config.batch_size)
+        stepper = Stepper(self._module, self._optimiser, config, self._place, samples)
+        rows = order(samples, config.batch_size, self._generator)
+        tally, number = Tally(), 0
+        self._check(should_stop, first=True)
+        for number in range(1, total + 1):
             if should_stop and should_stop():
                 raise TrainingStopped(f"Training was stopped before batch {number} of {total}.")
-            images, labels = data.batch(index, place)
-            if config.augment:
-                images = augment(images, generator)
-            tally.add(*_step(module, optimiser, images, labels), len(labels))
+            factor = rate_factor(config.schedule, span.at(number - 1, total))
+            set_rate(self._optimiser, config.learning_rate * factor)
+            batch = self._batch(next(rows))
+            tally.add(*stepper.step(batch), len(batch.labels))
             if not math.isfinite(tally.last):
                 raise TrainingDiverged(
                     f"The loss is not finite in batch {number} of {total}.",
@@ -171,11 +248,51 @@ def train_locally(
                 )
             if progress:
                 progress(number, total, tally.last)
-        measure_statistics(module, data, place)
-    finally:
-        module.to("cpu")
-    seconds = time.perf_counter() - started
-    return TrainResult(tally.loss, tally.accuracy, seconds, total, tally.samples)
+            if number % epoch == 0 or number == total:
+                if number == total:
+                    stepper.finish()
+                self._check(should_stop)
+                if self._standing.stopped:
+                    break
+        self._settle()
+        seconds = time.perf_counter() - started
+        return TrainResult(
+            tally.loss, tally.accuracy, seconds, number, tally.samples, self._carried()
+        )
+
+    def _batch(self, index: NDArray[np.int64]) -> Batch:
+        images, labels = self._data.batch(index, self._place)
+        if self._config.augment:
+            images = augment(images, self._generator)
+        return mix(images, labels, self._config.mixup, self._generator)
+
+    def _check(self, should_stop: ShouldStop | None, *, first: bool = False) -> None:
+        """Early stopping looks at the validation images; ``first``: at the incoming weights, which
+        are only there to be restored."""
+        rule, watched = self._config.local_stopping, self._watched
+        if rule is None or watched is None:
+            return
+        if not first:
+            measure_statistics(self._module, self._data, self._place)
+        found = _figures(_logits(self._module, watched, self._place, should_stop), watched)
+        self._module.train()
+        value = found.loss if rule.measure == "loss" else found.accuracy
+        if not first:
+            self._standing = self._standing.after(value, rule)
+        best = None if self._best is None else self._best[0]
+        if rule.restore_best and math.isfinite(value) and rule.better(value, best):
+            self._best = (value, flatten(self._module))
+
+    def _settle(self) -> None:
+        """The round's last weights; or, where it ends by stopping, its best."""
+        if self._standing.stopped and self._best is not None:
+            unflatten(self._module, self._best[1])
+        else:
+            measure_statistics(self._module, self._data, self._place)
+
+    def _carried(self) -> Carried:
+        kept = self._config.optimiser_state == "kept"
+        return Carried(optimiser_tensors(self._optimiser) if kept else {}, self._standing)
 
 
 def measure_statistics(module: nn.Module, data: ImageData, device: torch.device) -> None:
@@ -209,19 +326,27 @@ def predict(
 ) -> NDArray[np.float32]:
     """Logits (N, classes) in evaluation mode; the module ends on the CPU, in evaluation mode."""
     place = pick_device(device)
-    module.to(place).eval()
-    rows: list[Tensor] = []
+    module.to(place)
     try:
-        with torch.inference_mode():
-            for start in range(0, len(data), EVALUATION_BATCH):
-                if should_stop and should_stop():
-                    raise TrainingStopped(f"Evaluation was stopped at image {start}.")
-                index = np.arange(start, min(start + EVALUATION_BATCH, len(data)))
-                rows.append(module(data.batch(index, place)[0]).cpu())
+        return _logits(module, data, place, should_stop)
     finally:
         module.to("cpu")
-    if not rows:
+
+
+def _logits(
+    module: nn.Module, data: ImageData, place: torch.device, should_stop: ShouldStop | None
+) -> NDArray[np.float32]:
+    """Logits (N, classes) of a module that lies in its place; it ends in evaluation mode."""
+    if not len(data):
         raise InvalidInput("There are no images to evaluate on.")
+    module.eval()
+    rows: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(data), EVALUATION_BATCH):
+            if should_stop and should_stop():
+                raise TrainingStopped(f"Evaluation was stopped at image {start}.")
+            index = np.arange(start, min(start + EVALUATION_BATCH, len(data)))
+            rows.append(module(data.batch(index, place)[0]).cpu())
     return torch.cat(rows).numpy()
 
 
@@ -233,7 +358,11 @@ def evaluate(
     should_stop: ShouldStop | None = None,
 ) -> EvalResult:
     """Cross-entropy, accuracy and confusion matrix of the module on the images."""
-    logits = predict(module, data, device=device, should_stop=should_stop)  # (N, K)
+    return _figures(predict(module, data, device=device, should_stop=should_stop), data)
+
+
+def _figures(logits: NDArray[np.float32], data: ImageData) -> EvalResult:
+    """Logits (N, K)"""
     classes = logits.shape[1]
     loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(data.labels))
     cells = np.bincount(data.labels * classes + logits.argmax(axis=1), minlength=classes**2)
@@ -244,68 +373,3 @@ def evaluate(
         samples=len(data),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
     )
-
-
-class _Tally:
-    """Sums over the batches so far."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.last = 0.0
-        self._loss = 0.0
-        self._right = 0
-
-    def add(self, loss: float, right: int, samples: int) -> None:
-        self.last = loss
-        self.samples += samples
-        self._loss += loss * samples
-        self._right += right
-
-    @property
-    def loss(self) -> float:
-        return self._loss / self.samples
-
-    @property
-    def accuracy(self) -> float:
-        return self._right / self.samples
-
-
-def _step(
-    module: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> tuple[float, int]:
-    """One batch forward, backward, step: (mean loss, images recognised)."""
-    optimiser.zero_grad(set_to_none=True)
-    logits = module(images)  # (n, classes)
-    loss = functional.cross_entropy(logits, labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    right = (logits.detach().argmax(dim=1) == labels).sum()
-    return float(loss.detach()), int(right)
-
-
-def _batch_count(samples: int, config: TrainingConfig) -> int:
-    if config.batches is not None:
-        return config.batches
-    whole, rest = divmod(samples, config.batch_size)
-    return (config.epochs or 1) * (whole + (rest >= 2))
-
-
-def _order(
-    samples: int, batch_size: int, generator: torch.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Batches of row numbers, one freshly drawn order after another, without end."""
-    while True:
-        order = torch.randperm(samples, generator=generator).numpy()
-        for start in range(0, samples, batch_size):
-            index = order[start : start + batch_size]
-            if len(index) >= 2:
-                yield index
-
-
-def _optimiser(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters = list(module.parameters())
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, rate, betas=(config.momentum, 0.999), weight_decay=decay)

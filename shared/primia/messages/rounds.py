@@ -29,6 +29,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from primia.learning.config import TrainingConfig
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, Name
 
 MAX_NODES = 100
@@ -49,29 +50,14 @@ class ModelCard(Message):
     digest: Digest = Field(description="SHA-256 of the weights file")
 
 
-class TrainingSettings(Message):
-    """How each site trains in each round."""
+class TrainingSettings(TrainingConfig):
+    """How each site trains in each round, and on what part of its images."""
 
     image_size: int = Field(default=64, ge=16, le=512)
-    epochs: int | None = Field(
-        default=None, ge=1, le=1000, description="passes over the site's images a round"
+    validation_fraction: float = Field(
+        default=0.2, ge=0, le=0.5, description="of each site's patients, for stopping and selection"
     )
-    batches: int | None = Field(
-        default=None, ge=1, le=100_000, description="batches a round, instead of epochs"
-    )
-    batch_size: int = Field(default=32, ge=2, le=1024)
-    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
-    learning_rate: float = Field(default=3e-4, gt=0, le=10)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    validation_fraction: float = Field(default=0.2, ge=0, le=0.5)
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingSettings:
-        if self.epochs is not None and self.batches is not None:
-            raise ValueError("give epochs or batches, not both")
-        return self
 
 
 class AggregationSettings(Message):
@@ -142,6 +128,7 @@ class Proposal(Message):
     model: ModelCard
     nodes: tuple[NodeCard, ...] = Field(min_length=1, max_length=MAX_NODES)
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="the highest number that a round may have")
+    planned: int = Field(ge=1, le=MAX_ROUNDS, description="rounds that make up the run")
     training: TrainingSettings
     secure: bool
     threshold: int = Field(ge=1, le=MAX_NODES, description="resolved, never null")
@@ -175,7 +162,10 @@ class Review(_Item):
 
 
 class Train(_RoundItem):
+    """``done``: rounds whose result is in the weights; schedules go by it."""
+
     kind: Literal["train"] = "train"
+    done: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
 
@@ -253,6 +243,7 @@ class TrainReport(Message):
     accuracy: float = Field(ge=0, le=1)
     seconds: float = Field(ge=0)
     received: Scores | None = None
+    stopped: bool = Field(default=False, description="early stopping has ended training here")
     exponents: dict[Literal["parameters", "buffers"], int] = Field(default={}, max_length=2)
     advertisement: Base64Url | None = None
 

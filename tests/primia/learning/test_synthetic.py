@@ -7,10 +7,11 @@ from PIL import Image
 
 from primia.errors import InvalidInput
 from primia.learning.cache import load_pixels
+from primia.learning.config import TrainingConfig
 from primia.learning.datasets import inspect, scan_folder
 from primia.learning.manifest import DatasetManifest, partition, split
 from primia.learning.models import create_model
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.spec import ModelSpec
 from primia.learning.synthetic import CLASSES, Anatomy, draw, draw_dataset
 from primia.learning.training import ImageData, evaluate, train_locally
 from primia.prg import Seed

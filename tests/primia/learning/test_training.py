@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from primia.errors import InvalidInput
+from primia.learning.carried import Carried
+from primia.learning.config import LocalStopping, Schedule, TrainingConfig
 from primia.learning.images import normalise
-from primia.learning.models import create_model, flatten
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.models import create_model, flatten, state_layout
+from primia.learning.schedules import Span
+from primia.learning.spec import ModelSpec
 from primia.learning.training import (
     ImageData,
     TrainingDiverged,
@@ -220,3 +223,148 @@ def test_devices() -> None:
         assert pick_device("auto").type == "cpu"
         with pytest.raises(InvalidInput, match="no CUDA device"):
             pick_device("cuda")
+
+
+OPTIMISERS = ["sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta"]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_kept_moments_are_those_of_one_long_training(optimiser: str) -> None:
+    """Two rounds of one epoch with the state kept equal what torch's optimiser does in one go."""
+    config = TrainingConfig.parse(
+        {"batches": 2, "batch_size": 40, "optimiser": optimiser, "learning_rate": 0.01,
+         "augment": False, "optimiser_state": "kept"}
+    )  # fmt: skip
+    module = create_model(SPEC)
+    carried = None
+    for seed in (1, 2):
+        carried = train_locally(module, _data(40), config, seed, carried=carried).carried
+        carried = Carried.from_bytes(carried.to_bytes())
+    whole = create_model(SPEC)
+    train_locally(whole, _data(40), config.model_copy(update={"batches": 4}), 1)
+    # batches of all images: the order within a batch is all that differs
+    assert np.allclose(flatten(module), flatten(whole), atol=2e-3)
+    afresh = create_model(SPEC)
+    for seed in (1, 2):
+        train_locally(afresh, _data(40), config, seed)
+    if optimiser not in ("sgd", "adagrad", "rmsprop"):
+        assert not np.allclose(flatten(module), flatten(afresh), atol=2e-3)
+
+
+def test_the_schedule_sets_the_rate_of_every_batch() -> None:
+    seen = []
+    stepped = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, closure: None = None) -> None:
+        seen.append(self.param_groups[0]["lr"])
+        stepped(self, closure)
+
+    config = TrainingConfig(
+        batches=4, optimiser="sgd", learning_rate=0.1, schedule=Schedule(kind="linear", final=0.2)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spy)
+        train_locally(create_model(SPEC), _data(16), config, 0, span=Span.of_round(1, 2))
+    assert seen == pytest.approx([0.06, 0.05, 0.04, 0.03])
+
+
+def test_federated_sgd_takes_one_step_along_the_mean_gradient() -> None:
+    data = _data(40)
+    config = TrainingConfig(algorithm="fedsgd", learning_rate=0.5, batch_size=16, augment=False)
+    module, reference = create_model(SPEC).eval(), create_model(SPEC)
+    # without BatchNorm the gradient over the batches is the gradient over all
+    for each in (module, reference):
+        for number in (1, 5, 9):
+            each[number] = torch.nn.Identity()  # type: ignore[operator]
+    before = flatten(module)
+    result = train_locally(module, data, config, seed=1)
+    images, labels = data.batch(np.arange(40), torch.device("cpu"))
+    torch.nn.functional.cross_entropy(reference(images), labels).backward()
+    gradient = np.concatenate([p.grad.reshape(-1).numpy() for p in reference.parameters()])
+    assert (result.batches, result.samples) == (3, 40)
+    assert np.allclose(flatten(module), before - 0.5 * gradient, atol=1e-5)
+
+
+def test_the_proximal_term_holds_the_weights_near_the_global_ones() -> None:
+    def moved(proximal: float) -> float:
+        module = create_model(SPEC)
+        before = flatten(module)
+        config = TrainingConfig(epochs=4, optimiser="sgd", learning_rate=0.05, proximal=proximal)
+        train_locally(module, _data(64), config, seed=1)
+        size = state_layout(module).group_size("parameters")
+        return float(np.linalg.norm((flatten(module) - before)[:size]))
+
+    distances = [moved(proximal) for proximal in (0, 1, 10)]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_norm() -> None:
+    module = create_model(SPEC)
+    before = flatten(module)
+    config = TrainingConfig(batches=1, optimiser="sgd", momentum=0, learning_rate=1, clip_norm=1e-3)
+    train_locally(module, _data(32), config, seed=1)
+    size = state_layout(module).group_size("parameters")
+    assert np.linalg.norm((flatten(module) - before)[:size]) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_early_stopping_restores_the_best_weights_and_ends_training_for_good() -> None:
+    """At a rate far too high nothing gets better than the incoming model."""
+    rule = LocalStopping(patience=2)
+    config = TrainingConfig(
+        epochs=9, optimiser="sgd", learning_rate=5.0, batch_size=8, local_stopping=rule
+    )
+    module = create_model(SPEC)
+    train_locally(module, _data(64), CONFIG.model_copy(update={"epochs": 6}), seed=1)
+    good = evaluate(module, _data(64)).loss
+    result = train_locally(module, _data(64), config, seed=2, validation=_data(64))
+    assert result.carried.standing.stopped
+    assert result.batches < 9 * 8
+    assert evaluate(module, _data(64)).loss <= good
+    before = flatten(module)
+    again = train_locally(
+        module, _data(64), config, seed=3, validation=_data(64), carried=result.carried
+    )
+    assert np.array_equal(flatten(module), before)
+    assert (again.batches, again.samples, again.carried) == (0, 64, result.carried)
+
+
+def test_early_stopping_goes_on_from_round_to_round() -> None:
+    config = TrainingConfig(
+        epochs=1, optimiser="sgd", learning_rate=1e-6, local_stopping=LocalStopping(min_change=1)
+    )
+    module, carried, waited = create_model(SPEC), None, []
+    for seed in range(3):
+        done = train_locally(module, _data(32), config, seed, validation=_data(32), carried=carried)
+        carried = Carried.from_bytes(done.carried.to_bytes())
+        waited.append(carried.standing.waited)
+    assert waited == [0, 1, 2]
+
+
+def test_dropout_is_repeatable_and_leaves_the_global_generator_alone() -> None:
+    weights = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        module = create_model(SPEC)
+        module.add_module("dropout", torch.nn.Dropout(0.5))
+        train_locally(module, _data(40), CONFIG, seed=7)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(flatten(module))
+    assert np.array_equal(*weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"mixup": 0.4},
+        {"class_weights": (1.0, 3.0)},
+        {"precision": "mixed"},
+        {"schedule": {"kind": "cosine", "warm_up": 0.1, "restarts": 1}},
+    ],
+)
+def test_every_option_learns(options: dict[str, object]) -> None:
+    config = TrainingConfig.parse({"epochs": 5, "batch_size": 8, "learning_rate": 0.05, **options})
+    module = create_model(SPEC)
+    train_locally(module, _data(64), config, seed=1)
+    assert evaluate(module, _data(64)).accuracy > 0.9

@@ -28,6 +28,7 @@ def proposal(**training) -> Proposal:
         model=CARD,
         nodes=(NodeCard(name="node-a", public_key="x"), NodeCard(name="node-b", public_key="y")),
         rounds=2,
+        planned=2,
         training=TrainingSettings(**training),
         secure=True,
         threshold=2,

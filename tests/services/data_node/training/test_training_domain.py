@@ -47,6 +47,7 @@ def proposal(keys=None, **changes) -> Proposal:
         "model": card,
         "nodes": cards,
         "rounds": 2,
+        "planned": 2,
         "training": TrainingSettings(),
         "secure": True,
         "threshold": 2,

@@ -127,3 +127,31 @@ def test_two_runs_at_once_are_refused(federation):
     decision = messages.Decision.model_validate_json(row.answer)
     assert (decision.accepted, decision.reason) == (False, BUSY)
     assert run_row(grid.nodes[0]).state == "active"
+
+
+def test_moments_are_kept_sealed_from_round_to_round(federation):
+    grid = federation(
+        secure=True, rounds=3, training={"optimiser_state": "kept", "learning_rate": 1e-3}
+    )
+    grid.until("shares", 2)
+    node = grid.nodes[0]
+    folder = node.files.root / "rounds" / RUN
+    kept = sorted(path.name for path in folder.glob("*.carried"))
+    assert kept == ["1.carried", "2.carried"]  # round 2 may still be trained again from the first
+    assert b"standing" not in (folder / "2.carried").read_bytes()
+    grid.until("report", 3)
+    assert sorted(path.name for path in folder.glob("*.carried")) == ["2.carried", "3.carried"]
+    grid.finish()
+    assert not folder.exists()
+
+
+def test_a_site_that_has_stopped_gives_back_what_it_receives(federation):
+    stopping = {"patience": 1, "measure": "accuracy", "min_change": 1}
+    grid = federation(NAMES[:1], secure=False, rounds=3, training={"local_stopping": stopping})
+    grid.finish()
+    reports = [
+        grid.owner._parsed("report", messages.TrainReport, number)["node-a"] for number in (1, 2, 3)
+    ]
+    assert [report.stopped for report in reports] == [False, True, True]
+    assert not np.array_equal(grid.owner.weights[2], grid.owner.weights[1])
+    np.testing.assert_array_equal(grid.owner.weights[4], grid.owner.weights[3])
