@@ -30,6 +30,7 @@ from primia.learning.layout import write_state
 from primia.learning.models import create_model, flatten, spec_layout
 from primia.learning.spec import ModelSpec
 from primia.messages import rounds as messages
+from primia.messages.common import ModelCard
 from services.model_owner.settings import ModelOwnerSettings
 from services.model_owner.tables import Base
 from tests.support.servers import free_port, wait_until
@@ -61,7 +62,7 @@ class OwnerDouble:
         self.proposal = messages.Proposal(
             run=RUN,
             owner=ctx.identity.name,
-            model=messages.ModelCard(
+            model=ModelCard(
                 name="chest",
                 version=1,
                 architecture="small_cnn",

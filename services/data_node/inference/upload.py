@@ -19,9 +19,8 @@ from primia.errors import InvalidInput, TooLarge
 from primia.learning.datasets import safe_path
 from primia.learning.images import decode, read_bytes
 from primia.learning.spec import describe
-from primia.messages.common import Message, Name
+from primia.messages.common import Message, ModelCard, Name
 from primia.messages.inference import MAX_BATCH, InferenceRequest, Result
-from primia.messages.rounds import ModelCard
 from services.data_node.datasets import store as datasets
 
 _MAX_NAME = 128

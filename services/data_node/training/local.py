@@ -23,7 +23,8 @@ from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
 from primia.learning.training import ImageData, local_seed, train_locally
 from primia.learning.training import evaluate as evaluate_on
-from primia.messages.rounds import ModelCard, Proposal, Scores, Train, TrainingSettings, TrainReport
+from primia.messages.common import ModelCard
+from primia.messages.rounds import Proposal, Scores, Train, TrainingSettings, TrainReport
 from services.data_node.training.site import Site
 
 # The same images validate every run of a data set, whatever the run's seed.

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from primia.messages.common import Id, Message, Name
-from primia.messages.rounds import ModelCard, Scores, TrainingSettings
+from primia.messages.common import Id, Message, ModelCard, Name
+from primia.messages.rounds import Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.store import Round, Run
 

@@ -17,7 +17,7 @@ from primia.chassis.identity import Principal
 from primia.chassis.problems import responses
 from primia.chassis.waiting import Wait, until
 from primia.errors import Conflict, NotFound, Unavailable
-from primia.messages.common import Id, Name
+from primia.messages.common import Id, ModelCard, Name
 from primia.messages.inference import (
     MAX_SERVED,
     OCTETS,
@@ -28,7 +28,6 @@ from primia.messages.inference import (
     Session,
     SessionRequest,
 )
-from primia.messages.rounds import ModelCard
 from primia.mpc.plan import Plan
 from primia.prg import fresh_bytes
 from services.model_owner.inference import forward, models, sessions, store

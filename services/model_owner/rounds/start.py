@@ -8,7 +8,8 @@ from primia.chassis.context import Context
 from primia.chassis.identity import Principal
 from primia.errors import NotFound
 from primia.learning.spec import ModelSpec
-from primia.messages.rounds import ModelCard, NodeCard, Proposal, RunRequest
+from primia.messages.common import ModelCard
+from primia.messages.rounds import NodeCard, Proposal, RunRequest
 from primia.prg import fresh_bytes
 from services.model_owner.registry import store as registry
 from services.model_owner.registry.store import ModelVersion

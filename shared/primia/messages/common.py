@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 VERSION = 1
 
@@ -24,3 +24,17 @@ class Message(BaseModel):
     """Frozen, and refuses fields that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelCard(Message):
+    """The public description of a model: what a node needs to build and train it."""
+
+    name: Name
+    version: int = Field(ge=1)
+    architecture: Name
+    classes: tuple[Label, ...] = Field(min_length=2, max_length=1000)
+    channels: Literal[1, 3] = 3
+    image_size: int = Field(ge=16, le=512)
+    mean: float = Field(default=0.5, ge=0, le=1)
+    deviation: float = Field(default=0.25, gt=0, le=10)
+    digest: Digest = Field(description="SHA-256 of the weights file")

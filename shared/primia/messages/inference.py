@@ -18,8 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
-from primia.messages.common import Base64Url, Digest, Id, Label, Message, Name
-from primia.messages.rounds import ModelCard
+from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 
 MAX_BATCH = 16
 MAX_STOCK = 64

@@ -30,24 +30,10 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from primia.learning.config import TrainingConfig
-from primia.messages.common import Base64Url, Digest, Id, Label, Message, Name
+from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 
 MAX_NODES = 100
 MAX_ROUNDS = 10_000
-
-
-class ModelCard(Message):
-    """The public description of a model: what a node needs to build and train it."""
-
-    name: Name
-    version: int = Field(ge=1)
-    architecture: Name
-    classes: tuple[Label, ...] = Field(min_length=2, max_length=1000)
-    channels: Literal[1, 3] = 3
-    image_size: int = Field(ge=16, le=512)
-    mean: float = Field(default=0.5, ge=0, le=1)
-    deviation: float = Field(default=0.25, gt=0, le=10)
-    digest: Digest = Field(description="SHA-256 of the weights file")
 
 
 class TrainingSettings(TrainingConfig):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from primia.messages.common import ModelCard
 from primia.messages.rounds import (
-    ModelCard,
     NodeCard,
     Proposal,
     Timeouts,

@@ -10,8 +10,8 @@ import pytest
 
 from primia.chassis import migrate
 from primia.errors import Conflict, MalformedMessage, NotFound, PeerUnavailable
+from primia.messages.common import ModelCard
 from primia.messages.inference import ServedModel, ServedPlan
-from primia.messages.rounds import ModelCard
 from services.data_node.inference import store, upload
 from services.data_node.inference.domain import (
     State,

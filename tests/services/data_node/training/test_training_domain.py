@@ -15,8 +15,8 @@ from primia.errors import (
     StorageFull,
     UnexpectedMessage,
 )
+from primia.messages.common import ModelCard
 from primia.messages.rounds import (
-    ModelCard,
     NodeCard,
     Proposal,
     Stop,
