@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from primia.mpc.dealer import Sinks, deal
+from primia.mpc.dealer import deal
 from primia.mpc.material import PARTS, Half, half_size
 from primia.mpc.opening import write_opening
 from primia.mpc.operations import GUARD_BITS, Operation
@@ -35,6 +35,7 @@ from primia.mpc.plan import (
     Relu,
     SumPool,
 )
+from primia.mpc.sinks import Sinks
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed, Stream
 

@@ -8,6 +8,7 @@ stream. CTR mode as a pseudorandom generator: NIST SP 800-38A, 6.5; HKDF: RFC 58
 
 from __future__ import annotations
 
+import functools
 import hmac
 import secrets
 
@@ -63,6 +64,11 @@ def _hkdf(secret: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=SEED_BYTES, salt=None, info=info).derive(secret)
 
 
+@functools.cache
+def _zeros() -> memoryview:
+    return memoryview(bytes(_CHUNK))
+
+
 def fresh_bytes(size: int) -> bytes:
     """Bytes from the operating system's generator, for keys, nonces and identifiers."""
     return secrets.token_bytes(size)
@@ -71,19 +77,18 @@ def fresh_bytes(size: int) -> bytes:
 class Stream:
     """The AES-128-CTR key stream of a seed under a label, consumed from front to back."""
 
-    __slots__ = ("_encryptor", "_zeros")
+    __slots__ = ("_encryptor",)
 
     def __init__(self, seed: Seed, label: str) -> None:
         key = _hkdf(seed.reveal(), b"primia/stream/" + label.encode())
         self._encryptor = Cipher(AES(key), CTR(bytes(16))).encryptor()
-        self._zeros = bytes(_CHUNK)
 
     def fill(self, out: NDArray[np.uint8]) -> None:
         """Overwrite a contiguous byte array with the next stretch of the stream."""
-        view = out.data
+        view, zeros = out.data, _zeros()
         for start in range(0, len(view), _CHUNK):
             part = view[start : start + _CHUNK]
-            self._encryptor.update_into(self._zeros[: len(part)], part)
+            self._encryptor.update_into(zeros[: len(part)], part)
 
     def raw(self, size: int) -> bytes:
         return self._encryptor.update(bytes(size))

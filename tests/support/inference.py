@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from primia.mpc.client import _ClientSide
-from primia.mpc.dealer import Sinks, deal
+from primia.mpc.dealer import deal
 from primia.mpc.masks import image_mask
 from primia.mpc.material import Half
 from primia.mpc.opening import write_opening
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.party import Client, Owner, PreparedModel, PreparedOpening
 from primia.mpc.plan import Add, Flatten, MaxPool, Narrow, Plan, Relu, SumPool
+from primia.mpc.sinks import Sinks
 from primia.mpc.walk import walk
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed, Stream

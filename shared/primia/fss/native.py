@@ -11,7 +11,7 @@ import ctypes
 import functools
 import platform
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,14 @@ class Compiled:
 
     def run(self, count: int, *arguments: int) -> None:
         own, *others = _shares(count, self._threads)
-        pool = _pool(self._threads) if others else None
-        running = [pool.submit(self._part, *share, *arguments) for share in others if pool]
+        helpers = [Thread(target=self._part, args=(*share, *arguments)) for share in others]
+        for helper in helpers:
+            helper.start()
         try:
             self._part(*own, *arguments)
         finally:
-            wait(running)  # they use the caller's arrays
-        for part in running:
-            part.result()
+            for helper in helpers:  # they use the caller's arrays
+                helper.join()
 
     def _part(self, start: int, stop: int, *arguments: int) -> None:
         whole = stop - (stop - start) % self._width
@@ -78,12 +78,6 @@ def _shares(count: int, threads: int) -> Iterator[tuple[int, int]]:
     yield 0, min(share, count)
     for start in range(share, count, share):
         yield start, min(start + share, count)
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Shared by this process's kernels; idle threads cost nothing."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
 
 
 @functools.cache

@@ -7,19 +7,17 @@ plan's depth. D learns shapes only and takes no part online; it never imports a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primia.errors import InvalidInput
-from primia.fss.generation import NumpyGenerator
 from primia.fss.geometry import blocks
 from primia.fss.kernel import Bits, KeyBlock, Words
 from primia.fss.kernel import Generator as KeyGenerator
+from primia.fss.kernels import generator as kernel
 from primia.mpc.masks import (
     GateStreams,
     below_sign,
@@ -42,22 +40,10 @@ from primia.mpc.material import (
 )
 from primia.mpc.operations import Gate, Linear, Shape
 from primia.mpc.plan import Plan
+from primia.mpc.sinks import HashedSink, Sinks, pipeline
 from primia.mpc.walk import Value, walk
 from primia.prg import SEED_BYTES, Seed
 from primia.ring import LinearMap, Ring
-
-
-class Sink(Protocol):
-    """A binary file, or anything that takes bytes in order."""
-
-    def write(self, data: bytes, /) -> object: ...
-
-
-@dataclass(frozen=True)
-class Sinks:
-    p0: Sink
-    p1: Sink
-    common: Sink
 
 
 def deal(
@@ -81,39 +67,21 @@ def deal(
         raise InvalidInput(f"A deal's identifier has {ID_BYTES} bytes.")
     root = root or Seed.fresh()
     seeds = root.derive("p0"), root.derive("p1")
-    out = {
-        "p0": _Hashed(sinks.p0, header("p0", plan, batch, deal_id, seeds[0].reveal())),
-        "p1": _Hashed(sinks.p1, header("p1", plan, batch, deal_id, seeds[1].reveal())),
-        "common": _Hashed(sinks.common, header("common", plan, batch, deal_id, bytes(SEED_BYTES))),
-    }
-    dealer = _Dealer(batch, mask, seeds, out["p0"], out["common"], generator or NumpyGenerator())
-    for _ in walk(plan, batch, dealer, image_mask(seeds[1], batch, plan.input_shape)):
-        raise AssertionError("the dealer exchanges no messages")
-    out["p0"].write(bytes(padding(out["p0"].size)))
+    secrets = {"p0": seeds[0].reveal(), "p1": seeds[1].reveal(), "common": bytes(SEED_BYTES)}
+    image = image_mask(seeds[1], batch, plan.input_shape)
+    with pipeline() as through:
+        out = {
+            part: HashedSink(sink, header(part, plan, batch, deal_id, secrets[part]), through)
+            for part, sink in sinks.by_part().items()
+        }
+        dealer = _Dealer(batch, mask, seeds, out["p0"], out["common"], generator or kernel())
+        for _ in walk(plan, batch, dealer, image):
+            raise AssertionError("the dealer exchanges no messages")
+        out["p0"].write(bytes(padding(out["p0"].size)))
+        through.finish()
     for part in PARTS:
         assert out[part].size == part_size(plan, batch, part), "the sizes follow from the plan"
     return Manifest(**{part: sink.digest() for part, sink in out.items()})
-
-
-class _Hashed:
-    """A sink that counts and hashes what passes."""
-
-    def __init__(self, sink: Sink, first: bytes) -> None:
-        self._sink = sink
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self.write(first)
-
-    def write(self, data: bytes) -> None:
-        self._sink.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    def words(self, values: Ring) -> None:
-        self.write(np.ascontiguousarray(values, dtype="<u4").tobytes())
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
 
 
 class _Dealer:
@@ -124,8 +92,8 @@ class _Dealer:
         batch: int,
         mask: Seed,
         seeds: tuple[Seed, Seed],
-        p0: _Hashed,
-        common: _Hashed,
+        p0: HashedSink,
+        common: HashedSink,
         generator: KeyGenerator,
     ) -> None:
         self._batch = batch
@@ -162,7 +130,7 @@ class _Dealer:
             block = deal_block(gate, stop - start, p0, p1, self._generator)
             for words in block.corrections:
                 self._p0.words(words)
-            self._common.write(block.keys.tobytes())
+            self._common.array(block.keys)
         yield from ()
         fresh = GateStreams(self._seeds[1], number)
         return [fresh.words("mask", count, payload) for payload in range(gate.payloads)]
@@ -182,7 +150,8 @@ def deal_block(
     """One block of a gate: what the two parties' streams of it do not give."""
     choice, flag = p0.bits("choice", count), p1.bits("flag", count).astype(np.uint32)
     corrections: list[Ring] = []
-    keys = np.zeros(gate.key.block_bytes(count), dtype=np.uint8)
+    keys = np.empty(gate.key.block_bytes(count), dtype=np.uint8)
+    keys[len(keys) - gate.key.padding(count) :] = 0
     for payload in range(gate.payloads):
         r0, r1 = (streams.words("r", count, payload) for streams in (p0, p1))
         r = (r0 + r1) & ones(gate.width)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from primia.errors import InvalidInput, MalformedMessage
-from primia.mpc.dealer import Sinks, deal
+from primia.mpc.dealer import deal
 from primia.mpc.masks import weight_mask
 from primia.mpc.material import (
     HEADER_BYTES,
@@ -19,6 +19,7 @@ from primia.mpc.material import (
 )
 from primia.mpc.opening import opening_size, parse_opening, write_opening
 from primia.mpc.party import PreparedOpening
+from primia.mpc.sinks import Sinks
 from tests.support.inference import DEAL, Builder, dealt, resnet18, seed, weights_for
 
 
