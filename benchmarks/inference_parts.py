@@ -22,7 +22,7 @@ import numpy as np
 from primia.mpc.dealer import deal
 from primia.mpc.material import PARTS, Half, half_size
 from primia.mpc.opening import write_opening
-from primia.mpc.operations import GUARD_BITS, Operation
+from primia.mpc.operations import Operation
 from primia.mpc.party import Client, Owner, PreparedModel, PreparedOpening
 from primia.mpc.plan import (
     Add,
@@ -171,11 +171,11 @@ def resnet18(size: int, result: str) -> Plan:
         k, s, p = (kernel, kernel), (stride, stride), (padding, padding)
         return add(Convolution(f"conv{len(ops)}", x, channels, k, s, p, 1, WEIGHT_BITS))
 
-    def relu(x: int, low: int = WEIGHT_BITS) -> int:
-        return add(Relu(f"relu{len(ops)}", add(Narrow(f"cut{len(ops)}", x, low))))
+    def relu(x: int) -> int:
+        return add(Relu(f"relu{len(ops)}", add(Narrow(f"cut{len(ops)}", x, WEIGHT_BITS))))
 
-    x = add(Narrow("cut", conv(0, 64, 7, 2, 3), WEIGHT_BITS - GUARD_BITS))
-    x = relu(add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1))), GUARD_BITS)
+    x = add(Narrow("cut", conv(0, 64, 7, 2, 3), WEIGHT_BITS))
+    x = add(Relu("relu", add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1)))))
     for stage, channels in enumerate((64, 128, 256, 512)):
         for stride in (2 if stage else 1, 1):
             y = conv(relu(conv(x, channels, 3, stride, 1)), channels, 3, 1, 1)

@@ -235,7 +235,7 @@ class Builder:
 def resnet18(size, classes=3, result="scores", bits=10, weight_bits=15):
     """The shape of ResNet-18, BatchNorm folded, ReLU behind the first pooling."""
     b = Builder((3, size, size), weight_bits)
-    x = b.relu(b.max_pool(b.conv(0, 64, 7, 2, 3), low=weight_bits - 2), 2)
+    x = b.relu(b.max_pool(b.conv(0, 64, 7, 2, 3), low=weight_bits), 0)
     for stage, channels in enumerate((64, 128, 256, 512)):
         for block in range(2):
             stride = 2 if stage and not block else 1

@@ -1,8 +1,8 @@
 """A folded graph and its scales -> the operations of a plan.
 
-Nodes become operations one by one, with a ``Narrow`` before each gate: what a ReLU reads is rounded
-to the fraction bits of its result, what a maximum reads to ``GUARD_BITS`` more. So comparisons look
-at no bit that the result does not have, and their keys and messages are as short as that allows.
+Nodes become operations one by one, with a ``Narrow`` before each gate: what it reads is rounded to
+the fraction bits of its result. So comparisons look at no bit that the result does not have, and
+their keys and messages are as short as that allows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from primia.mpc.compile_graph import (
 )
 from primia.mpc.compile_scales import Scales
 from primia.mpc.operations import (
-    GUARD_BITS,
     Add,
     Convolution,
     Dense,
@@ -59,7 +58,7 @@ def _wanted(graph: Graph, index: int, scales: Scales) -> int:
     if isinstance(node, Rectify):
         return scales.values[index + 1]
     if isinstance(node, Maximum) and _rectified_only(graph, index + 1):
-        return scales.values[0] + GUARD_BITS
+        return scales.values[0]
     return scales.values[node.source]
 
 

@@ -26,9 +26,6 @@ MAX_TERMS = 1 << 21
 MAX_POOL = 1 << 14
 # A maximum is a tree of comparisons written out as index lists.
 MAX_POOL_SIDE = 32
-# A maximum is chosen among values that keep two bits below the unit of the result, so that their
-# rounding costs less than that unit.
-GUARD_BITS = 2
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]

@@ -69,13 +69,12 @@ def test_the_bill_adds_up():
     assert bill.requests == 22
     relus, pools = 1_705_984, 1_193_472
     assert relus + pools == 2_899_456
-    # bits of a ReLU: v, delta of 17, two pads of 32, d, e; of a maximum: four of 19, d, e
-    bits = relus * (2 * 17 + 2 * 32 + 2) + pools * (4 * 19 + 2)
+    # bits of a ReLU: v, delta of 17, two pads of 32, d, e; of a maximum: four of 17, d, e
+    bits = relus * (2 * 17 + 2 * 32 + 2) + pools * (4 * 17 + 2)
     payload = bill.request_bytes + bill.response_bytes + bill.offline_bytes
     assert payload == 2 * (bits // 8 + 4 * 3 * 224 * 224 + 4 * 3)
-    # below the sign 16 and 18 bits: 9 and 11 levels of 16 bytes and a bit, a leaf of 16 bytes
-    levels = relus * 9 + pools * 11
-    assert bill.key_bytes == pytest.approx(2 * (levels * 16.125 + 2_899_456 * 16), rel=1e-5)
+    # 16 bits below the sign: 9 levels of 16 bytes and a bit, a leaf of 16 bytes
+    assert bill.key_bytes == pytest.approx(bill.comparisons * (9 * 16.125 + 16), rel=1e-5)
 
 
 def test_gates_know_their_rings():

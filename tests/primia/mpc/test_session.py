@@ -137,8 +137,8 @@ def test_messages_take_no_more_bits_than_their_rings():
         online = gate.request_bytes(1) + gate.response_bytes(1)
         assert 8 * online == gate.comparisons * (17 + 64 + 2)
         assert 8 * gate.offline_bytes(1) == gate.comparisons * 17
-    for gate in pools:  # v and delta of 19 bits, two pads of 19, d and e
+    for gate in pools:  # v and delta of 17 bits, two pads of 17, d and e
         online = gate.request_bytes(1) + gate.response_bytes(1)
-        assert 8 * online == gate.comparisons * (19 + 2 * 19 + 2)
+        assert 8 * online == gate.comparisons * (17 + 2 * 17 + 2)
     bill = plan.bill(1)
-    assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 35e6
+    assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 33e6
