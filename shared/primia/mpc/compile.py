@@ -5,6 +5,7 @@ The public entry of the plan compiler. See ``docs/protocols.md``, *Compiling a m
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,8 @@ Result = Literal["scores", "label"]
 
 # The folded graph must repeat the module's own float32 outputs to this share of the largest.
 _FIDELITY = 1e-3
+# While torch.fx traces a module, calls of any other module in the process go astray.
+_TRACING = Lock()
 
 
 def compile_model(
@@ -57,15 +60,16 @@ def compile_model(
 
     ``calibration``: representative normalised images (N, C, H, W), float. They raise what
     BatchNorm's statistics promise of a layer, and stand in where a model has none.
+    No other thread may call a torch module meanwhile, unless it compiles one too.
     Raises UnsupportedModel naming the layer; InvalidInput for unusable arguments.
     """
     if result not in RESULTS:
         raise InvalidInput(f"The result is {result!r}; it must be 'scores' or 'label'.")
     images = _check_arguments(input_shape, calibration, activation_bits)
-    graph = fold(trace(module, input_shape))
-    _check_readers(graph)
-    probe = _probe(input_shape)
-    _check_fidelity(module, graph, probe)
+    with _TRACING:
+        graph = fold(trace(module, input_shape))
+        _check_readers(graph)
+        _check_fidelity(module, graph, _probe(input_shape))
     magnitudes = _magnitudes(graph, images)
     scales = choose_scales(graph, magnitudes, activation_bits)
     model = _quantised(graph, scales, input_shape, result)

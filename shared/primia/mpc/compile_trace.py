@@ -5,7 +5,6 @@ torch is imported here, in ``compile_layers`` and ``compile``, and nowhere else 
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -35,15 +34,10 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     return _Translator(traced, module, input_shape).graph()
 
 
-# torch.fx patches torch's modules while it traces, for all threads at once.
-_TRACING = Lock()
-
-
 def _symbolic(module: nn.Module) -> GraphModule:
     tracer = Tracer()
     try:
-        with _TRACING:
-            graph = tracer.trace(module)
+        graph = tracer.trace(module)
     except Exception as error:  # tracing runs the user's forward
         raise UnsupportedModel(
             f"{type(module).__name__} cannot be traced: {error}",

@@ -248,7 +248,7 @@ def test_random_networks_keep_their_scores(network, seed):
 
 
 def test_models_compile_side_by_side():
-    """torch.fx patches torch's classes while it traces; two threads must not meet there."""
+    """While torch.fx traces, no other module of the process may be called."""
     modules = [settle(residual(), (3, 24, 24), seed) for seed in range(4)]
     alone = [compile_model(module, (3, 24, 24)).to_bytes() for module in modules]
     with ThreadPoolExecutor(4) as pool:
