@@ -1,0 +1,97 @@
+"""Private comparison (SecureNN, algorithm 3): is x > r, x shared bit by bit, r known to P0 and P1?
+
+P0 and P1 hold shares of the bits of x in Z_67, and r and a random bit beta that P2 does not know.
+P2 learns beta xor [x > r] and nothing else: of the differences c_i, masked with a random factor and
+in random order, one is zero exactly if that bit is 1, and all others are uniform and not zero.
+
+Two departures that leave P2's view as it is in the paper. The order: the differences at i are sent
+at place i xor rho for a uniform rho, which puts the zero at a uniform place; all others are
+uniform and independent already. And P0 and P1 add shares of zero to what they send: P2 has dealt
+the bits' shares itself, and the quotient of the two products with one factor s_i would tell it c_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from primia.mpc.securenn import field
+from primia.mpc.securenn.field import PRIME, Field
+from primia.mpc.securenn.ring64 import Words
+from primia.prg import Seed, Stream
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blinds:
+    """Common randomness of P0 and P1 for one comparison of many values, block after block."""
+
+    factors: Stream
+    zeros: Stream
+    orders: Stream
+
+    @classmethod
+    def of(cls, common: Seed, label: str) -> Blinds:
+        names = ("factors", "zeros", "orders")
+        return cls(*(Stream(common, f"{label}/{name}") for name in names))
+
+
+def masked_differences(party: int, x: Field, r: Words, beta: Field, blinds: Blinds) -> Field:
+    """Steps 1 to 7: what ``party`` sends to P2.
+
+    x: shares of the bits, (width, n), the width a power of two; r: (n,), below 2^width;
+    beta: (n,), 0 or 1. Returns (width, n), uniform in Z_67.
+    """
+    width = len(x)
+    c = differences(party, x, r, beta)
+    masked = field.multiply(c, field.uniform_nonzero(blinds.factors, c.shape))
+    _reorder(masked, blinds.orders.raw(masked.shape[1]), width)
+    zeros = field.uniform(blinds.zeros, c.shape)
+    return field.subtract(masked, zeros) if party else field.add(masked, zeros)
+
+
+def differences(party: int, x: Field, r: Words, beta: Field) -> Field:
+    """Shares of c_i, (width, n): one of them is 0 if beta xor [x > r], else none.
+
+    With t = r + 1, q = t where beta else r, and w = x xor q, bit by bit:
+    c_i = 1 + (sum of w_k for k > i) + (x_i - q_i), its last term negative where beta = 0.
+    That term is w_i, or -w_i where q_i = beta.
+    """
+    width, count = x.shape
+    q = field.bits_of(r + beta, width)
+    w = _select(q, x, field.reduce(np.uint8(PRIME + party) - x))
+    term = _select(q ^ beta ^ np.uint8(1), w, np.uint8(PRIME) - w)
+    above = np.full(count, party, np.uint8)  # P1's share holds the 1
+    for i in range(width - 1, -1, -1):
+        term[i] += above
+        above += w[i]
+        field.reduce(above)
+    c = field.reduce(term)
+    # r + 1 = 2^width (only if beta): x > r is impossible, so exactly one c_i must be 0.
+    full = (r == np.uint64((1 << width) - 1)) & (beta == 1)
+    if full.any():
+        c[:, full] = party
+        c[0, full] = 0
+    return c
+
+
+def _select(bits: Field, zero: Field, one: Field) -> Field:
+    """``one`` where the bit is 1, else ``zero``."""
+    return np.asarray(zero ^ ((zero ^ one) & np.negative(bits)))
+
+
+def _reorder(values: Field, orders: bytes, width: int) -> None:
+    """In place: what is at i goes to i xor rho, rho uniform below the width in every column."""
+    rho = np.frombuffer(orders, np.uint8)
+    for k in range(width.bit_length() - 1):
+        swapped = np.negative((rho >> np.uint8(k)) & np.uint8(1))
+        halves = values.reshape(-1, 2, 1 << k, values.shape[1])
+        change = (halves[:, 0] ^ halves[:, 1]) & swapped
+        halves[:, 0] ^= change
+        halves[:, 1] ^= change
+
+
+def found_zero(masked0: Field, masked1: Field) -> Field:
+    """Step 8, at P2: beta xor [x > r], (n,), 0 or 1."""
+    totals = field.add(masked0, masked1)
+    return np.asarray(totals.min(axis=0) == 0, np.uint8)

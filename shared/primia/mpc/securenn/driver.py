@@ -1,0 +1,38 @@
+"""Carries a role's messages over what its driver has: one link to each of the two other roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from primia.mpc.securenn.wire import Send, Talk
+
+T = TypeVar("T")
+_NOTHING = memoryview(b"")
+
+
+class Link(Protocol):
+    """Bytes to and from one peer, in order. ``send`` queues and never waits for the peer: both
+    ends of a round send before they receive. ``receive`` waits for exactly ``size`` bytes."""
+
+    def send(self, data: NDArray[Any]) -> None: ...
+
+    def receive(self, size: int) -> memoryview: ...
+
+
+def carry(talk: Talk[T], links: Mapping[int, Link]) -> T:
+    """Run a role to its end and return its result."""
+    answer = None
+    while True:
+        try:
+            step = talk.send(answer) if answer is not None else next(talk)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if isinstance(step, Send):
+            links[step.peer].send(step.data)
+            answer = _NOTHING
+        else:
+            answer = links[step.peer].receive(step.size)
