@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?=
 DEMO_OPTIONS ?=
+BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status test check fmt bench images
+.PHONY: help setup demo up down status test check fmt bench bench-inference bench-training images
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
@@ -50,6 +51,12 @@ fmt: setup ## format and sort the code
 
 bench: setup ## print the figures of the benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-inference: setup ## time encrypted inference and its peers (DATA=…, BENCH_OPTIONS=--help)
+	$(BIN)/python -m benchmarks.inference $(if $(DATA),--data "$(DATA)") $(BENCH_OPTIONS)
+
+bench-training: setup ## time rounds of training and their peers (BENCH_OPTIONS=--help)
+	$(BIN)/python -m benchmarks.training $(BENCH_OPTIONS)
 
 images: ## build the container image of each service (docker or podman)
 	deploy/build-images

@@ -1,0 +1,464 @@
+"""Encrypted inference through the real services, over slow networks, and CrypTen beside it.
+
+python -m benchmarks.inference [--size 224] [--repeats 5] [--budget 900] [--only GROUP ...]
+Prints a table, writes benchmarks/results/inference.json and plots. Groups: see --help.
+
+Every party is its own processes, over HTTP: crypto provider, model owner, data node. Each figure is
+the median of the repetitions, after one inference to warm up. Delays and rates are real: network
+namespaces joined by a link in userspace (benchmarks.bed.link), the same for every system. Nothing
+is in stock: each image's material is dealt, downloaded and used up, so that one job gives the time
+of everything and, by the data node's own report, the online part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import inference_plots
+from benchmarks.bed import link, models
+from benchmarks.bed.encrypted import Answer, infer
+from benchmarks.bed.link import Network
+from benchmarks.bed.report import Figure, Report, choose
+from benchmarks.bed.services import Bed, bed
+from benchmarks.peers import crypten
+from benchmarks.peers.environment import PeerMissing
+from primia.grid.layout import DEALER, OWNER
+from primia.learning.images import normalise
+from primia.learning.spec import MAX_CLASSES, ModelSpec
+from primia.messages.inference import MAX_BATCH, InferenceRequest, ServeRequest
+
+NODE = "hospital-a"
+MEMBERS = (DEALER, OWNER, NODE)
+MODEL = "resnet18"
+PAIR = (OWNER, NODE)
+GROUPS = {
+    "loopback": "one image without added delay: seconds, requests, bytes, material, memory",
+    "delay": "10 and 100 ms one way; 100 Mbit/s",
+    "calibrated": "the same with calibrated accuracy",
+    "securenn": "SecureNN at the same delays, and what FSS saves",
+    "crypten": "CrypTen 0.4.1 as shipped on the same networks",
+    "agreement": "labels and logits against the plain model",
+    "sweep": "delays 0 to 200 ms and 10 Mbit/s to 10 Gbit/s, for the plots",
+    "batch": "1 to 64 images in one session",
+    "sides": "images of 28 to 512 pixels a side",
+}
+# Seconds that CrypTen takes for an image of 224 x 224, preparation included, and what is left of
+# them for smaller ones: whether a row fits into the budget must be known before.
+_CRYPTEN_SECONDS = {(0, 0): 60.0, (10, 0): 60.0, (100, 0): 270.0, (0, 100): 480.0}
+_DELAYS = ((10.0, 2.0), (100.0, 6.5))  # one way, ms; seconds at most
+_SWEEP_DELAYS = (0.0, 25.0, 50.0, 200.0)
+_SWEEP_RATES = (10.0, 30.0, 300.0, 1000.0, 10_000.0)
+
+
+def main() -> None:
+    given = _arguments()
+    report = Report("inference", "benchmarks.inference")
+    with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
+        bench = Bench(given, report, Path(folder))
+        for group in choose(given.only, tuple(GROUPS)):
+            report.say(f"{group}: {GROUPS[group]}")
+            try:
+                _RUN[group](bench)
+            except Exception as error:  # noqa: BLE001 - the other groups still have something to say
+                bench.missing(group, "", f"{type(error).__name__}: {error}"[:300])
+        bench.close()
+    report.table()
+    for path in inference_plots.draw(report.path):
+        report.say(f"drawn {path}")
+
+
+def _arguments() -> argparse.Namespace:
+    lines = "\n".join(f"  {name:12}{text}" for name, text in GROUPS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{(__doc__ or '').splitlines()[0]}\n\ngroups:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP")
+    parser.add_argument("--budget", type=float, default=900, help="seconds; what is longer is left")
+    parser.add_argument("--threads", type=int, default=1, help="arithmetic threads of a task")
+    parser.add_argument("--images", type=int, default=40, help="for the agreement")
+    parser.add_argument("--train-seconds", type=float, default=60, help="for the agreement")
+    parser.add_argument("--train-size", type=int, default=96)
+    parser.add_argument("--folder", type=Path, help="for state; several GB. Default: the system's")
+    known = os.environ.get("PRIMIA_TEST_DATA")
+    parser.add_argument("--data", type=Path, default=Path(known) if known else None)
+    return parser.parse_args()
+
+
+@dataclass
+class Bench:
+    """The options, the report, and services that several groups share."""
+
+    given: argparse.Namespace
+    report: Report
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+        self.open = contextlib.ExitStack()
+        self._beds: dict[str, Bed] = {}
+
+    def close(self) -> None:
+        self.open.close()
+
+    def left(self) -> float:
+        budget: float = self.given.budget
+        return budget - (time.monotonic() - self.started)
+
+    @cached_property
+    def pictures(self) -> models.Pictures:
+        tests = max(self.given.images, 64)
+        return models.pictures(self.given.data, self.folder, 600, tests)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return self.spec_of(self.given.size)
+
+    def spec_of(self, size: int) -> ModelSpec:
+        classes = min(self.given.classes, MAX_CLASSES)
+        names = tuple(f"class-{number:04}" for number in range(classes))
+        return ModelSpec(classes=names, channels=3, image_size=size)
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        return models.untrained(self.spec, self.pictures)
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path, _ in self.pictures.files]
+
+    @cached_property
+    def loopback(self) -> Bed:
+        return self._bed("loopback", None)
+
+    @cached_property
+    def network(self) -> Network:
+        """Raises PeerMissing with the reason where there can be none."""
+        if reason := link.missing():
+            raise PeerMissing(reason)
+        return self.open.enter_context(Network.up(MEMBERS))
+
+    @cached_property
+    def apart(self) -> Bed:
+        """The same services, on the slow network."""
+        return self._bed("apart", self.network)
+
+    def _bed(self, name: str, network: Network | None) -> Bed:
+        """Services that serve the model, warmed up by an inference."""
+        shared = {
+            "PRIMIA_THREADS": str(self.given.threads),
+            "OMP_NUM_THREADS": str(self.given.threads),
+            "PRIMIA_MAX_BATCH": str(MAX_BATCH),
+        }
+        settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
+        found = self.open.enter_context(bed(self.folder / name, MEMBERS, network, settings))
+        self.serve(found, MODEL, self.spec, self.module)
+        infer(found.node(NODE), self.files[:1], MODEL, 2)
+        return found
+
+    def serve(self, found: Bed, name: str, spec: ModelSpec, module: torch.nn.Module) -> None:
+        owner = found.owner()
+        version = models.upload(owner, name, spec, module)
+        owner.serve(name, version.version, ServeRequest(results=("scores",), stock=0))
+        owner.wait_served(name, version.version)
+
+    def times(self, found: Bed, repeats: int | None = None, **options: str) -> list[Answer]:
+        count = repeats or self.given.repeats
+        files = self.files
+        return [
+            infer(found.node(NODE), files[turn : turn + 1], MODEL, 2, **options)
+            for turn in range(count)
+        ]
+
+    def figure(
+        self, group: str, name: str, unit: str, values: list[float], *options: str, **more: object
+    ) -> Figure:
+        shared = [f"--{key}={getattr(self.given, key)}" for key in ("size", "classes", "repeats")]
+        command = self.report.command("--only", group, *shared, *options)
+        return self.report.add(Figure(group, name, unit, command, values, **more))  # type: ignore[arg-type]
+
+    def missing(self, group: str, name: str, reason: str) -> None:
+        self.figure(group, name or "not measured", "", [], note=reason)
+
+
+def _loopback(bench: Bench) -> None:
+    found = bench.loopback
+    found.forget_peaks()
+    busy = found.processor_seconds()
+    answers = bench.times(found)
+    peaks = found.peaks()
+    busy = {name: spent - busy[name] for name, spent in found.processor_seconds().items()}
+    costs = [answer.cost for answer in answers]
+    full = bench.given.size == 224
+
+    def add(name: str, unit: str, values: list[float], most: float, note: str = "") -> None:
+        at_most = most if full else None
+        bench.figure("loopback", name, unit, values, at_most=at_most, note=note)
+
+    online = [cost.online_seconds for cost in costs]
+    add("online, exact", "s", online, 1.5, "by the data node's own report")
+    jobs = [answer.job_seconds for answer in answers]
+    add("everything together, nothing in stock", "s", jobs, 6, "from the request to its result")
+    for part in ("material", "offline"):
+        values = [getattr(cost, f"{part}_seconds") for cost in costs]
+        bench.figure("loopback", f"of which {part}", "s", values)
+    add("requests", "", [float(answer.requests) for answer in answers], 22)
+    between = [(cost.online_bytes + cost.offline_bytes) / 1e6 for cost in costs]
+    add("bytes between the parties online", "MB", [c.online_bytes / 1e6 for c in costs], 40)
+    bench.figure("loopback", "the same with the offline message", "MB", between)
+    add("material a party, exact", "GB", [c.material_bytes / 1e9 for c in costs], 0.75)
+    parties = max(peaks[OWNER], peaks[NODE])
+    add("peak memory of a party", "GB", [parties / 1e9], 2, "its API and worker")
+    add("peak memory of the dealer", "GB", [peaks[DEALER] / 1e9], 1, "its API and worker")
+    for name, spent in busy.items():
+        bench.figure("loopback", f"processor time of {name}", "s", [spent / len(answers)])
+
+
+def _delay(bench: Bench) -> None:
+    for delay, most in _DELAYS:
+        answers = _apart(bench, delay, 0)
+        at_most = most if bench.given.size == 224 else None
+        name = _network(delay, 0)
+        online = [answer.cost.online_seconds for answer in answers]
+        bench.figure("delay", f"online, {name}", "s", online, at_most=at_most)
+    online = [answer.cost.online_seconds for answer in _apart(bench, 0, 100)]
+    bench.figure("delay", f"online, {_network(0, 100)}", "s", online)
+
+
+def _apart(
+    bench: Bench, delay: float, mbit: float, repeats: int | None = None, **options: str
+) -> list[Answer]:
+    """The lines to the dealer are as slow only where it takes part online."""
+    found = bench.apart
+    online_dealer = options.get("protocol") == "securenn"
+    bench.network.set(delay, mbit, MEMBERS if online_dealer else PAIR)
+    try:
+        infer(found.node(NODE), bench.files[:1], MODEL, 2, **options)
+        return bench.times(found, repeats, **options)
+    finally:
+        bench.network.set(0, 0)
+
+
+def _network(delay: float, mbit: float) -> str:
+    parts = [f"{delay:g} ms one way"] if delay else []
+    parts += [f"{mbit:g} Mbit/s"] if mbit else []
+    return ", ".join(parts) or "no added delay"
+
+
+def _calibrated(bench: Bench) -> None:
+    if "accuracy" not in InferenceRequest.model_fields:
+        bench.missing("calibrated", "", "this version has no calibrated accuracy")
+        return
+    answers = bench.times(bench.loopback, accuracy="calibrated")
+    costs = [answer.cost for answer in answers]
+    most = 0.25 if bench.given.size == 224 else None
+    material = [cost.material_bytes / 1e9 for cost in costs]
+    bench.figure("calibrated", "material a party", "GB", material, at_most=most)
+    bench.figure("calibrated", "online", "s", [cost.online_seconds for cost in costs])
+
+
+def _securenn(bench: Bench) -> None:
+    if "protocol" not in InferenceRequest.model_fields:
+        bench.missing("securenn", "", "this version has no SecureNN")
+        return
+    series = []
+    for delay, mbit, least in ((0.0, 0.0, None), (10.0, 0.0, 70.0), (100.0, 0.0, 80.0)):
+        repeats = min(3, bench.given.repeats) if delay < 100 else 1
+        answers = _apart(bench, delay, mbit, repeats, protocol="securenn")
+        online = [answer.cost.online_seconds for answer in answers]
+        name = _network(delay, mbit)
+        bench.figure("securenn", f"online, {name}", "s", online)
+        series.append([delay, mbit, float(np.median(online))])
+        bench.report.keep("securenn", series)
+        group = "delay" if delay else "loopback"
+        label = f"online, {name}" if delay else "online, exact"
+        ours = bench.report.find(group, label)
+        if ours is not None:
+            saved = 100 * (1 - ours / float(np.median(online)))
+            title = f"FSS takes less, {name}"
+            bench.figure("securenn", title, "%", [saved], at_least=least)
+
+
+def _crypten(bench: Bench) -> None:
+    folder = bench.folder / "crypten"
+    data = bench.pictures.pixels(bench.spec, bench.pictures.files[:1])
+    image = normalise(data.pixels, data.mean, data.std)
+    crypten.save(folder, models.tensors(bench.module), image)
+    plain = models.logits(bench.module, data)[0]
+    scale = (bench.given.size / 224) ** 2
+    series: list[list[float]] = []
+    for (delay, mbit), seconds in _CRYPTEN_SECONDS.items():
+        name = _network(delay, mbit)
+        needed = max(30.0, seconds * (scale if mbit else max(scale, delay / 120)))
+        if needed > bench.left():
+            reason = f"needs about {needed:.0f} s, the budget has {max(0, bench.left()):.0f} s left"
+            bench.missing("crypten", name, reason)
+            continue
+        try:
+            network = None
+            if delay or mbit:
+                network = bench.network
+                network.set(delay, mbit)
+            # Over a slow network minutes long: a first inference to warm up would tell nothing.
+            warm = 0 if network else 1
+            found = crypten.run(
+                folder, network, repeats=1, warm=warm, hosts=PAIR, limit=3 * needed + 60
+            )
+        except PeerMissing as error:
+            bench.missing("crypten", name, str(error))
+            continue
+        _report_crypten(bench, name, delay, mbit, found)
+        if not series:
+            difference = float(np.abs(found.logits - plain).max())
+            bench.figure("crypten", "largest logit difference to the plain model", "", [difference])
+            bench.figure("crypten", "rounds", "", [float(found.rounds)])
+            bench.figure("crypten", "bytes of a party", "GB", [found.bytes / 1e9])
+            bench.figure("crypten", "peak memory of a party", "GB", [found.peak_bytes / 1e9])
+        series.append([delay, mbit, *found.seconds[-1:], found.rounds, found.bytes])
+        bench.report.keep("crypten", series)
+
+
+_FASTER = {(0, 0): 9, (10, 0): 17, (100, 0): 29, (0, 100): 40}
+
+
+def _report_crypten(
+    bench: Bench, name: str, delay: float, mbit: float, found: crypten.Measured
+) -> None:
+    seconds = list(found.seconds)
+    note = f"after {found.prepare_seconds:.1f} s of encrypting the model"
+    bench.figure("crypten", f"CrypTen as shipped, {name}", "s", seconds, note=note)
+    slow = bool(delay or mbit)
+    label = f"online, {name}" if slow else "online, exact"
+    ours = bench.report.find("delay" if slow else "loopback", label)
+    if ours:
+        ratio = float(np.median(seconds)) / ours
+        least = _FASTER[int(delay), int(mbit)] if bench.given.size == 224 else None
+        bench.figure("crypten", f"times faster, {name}", "", [ratio], at_least=least)
+
+
+def _agreement(bench: Bench) -> None:
+    """A model trained for the purpose, so that its logits mean something."""
+    pictures, given = bench.pictures, bench.given
+    spec = ModelSpec(classes=pictures.classes, channels=3, image_size=given.size)
+    module = models.trained(spec, pictures, given.train_size, given.train_seconds)
+    found = bench.loopback
+    bench.serve(found, "agreement", spec, module)
+    chosen = pictures.files[: given.images]
+    plain = models.logits(module, pictures.pixels(spec, chosen))
+    accuracies = ["exact"]
+    if "accuracy" in InferenceRequest.model_fields:
+        accuracies.append("calibrated")
+    for accuracy in accuracies:
+        options = {} if accuracy == "exact" else {"accuracy": accuracy}
+        rows = [
+            infer(
+                found.node(NODE),
+                [path for path, _ in chosen[at : at + 4]],
+                "agreement",
+                2,
+                **options,
+            ).scores
+            for at in range(0, len(chosen), 4)
+        ]
+        scores = np.concatenate(rows)
+        same = 100 * float(np.mean(scores.argmax(1) == plain.argmax(1)))
+        note = f"{len(chosen)} {pictures.source}, trained for {given.train_seconds:.0f} s"
+        more = (f"--images={given.images}",)
+        bench.figure(
+            "agreement", f"labels, {accuracy}", "%", [same], *more, at_least=99.5, note=note
+        )
+        largest = float(np.abs(scores - plain).max())
+        name = f"largest logit difference, {accuracy}"
+        bench.figure("agreement", name, "", [largest], *more, at_most=0.01)
+    truth = np.array([label for _, label in chosen])
+    right = 100 * float(np.mean(plain.argmax(1) == truth))
+    bench.figure("agreement", "the plain model's accuracy", "%", [right])
+
+
+def _sweep(bench: Bench) -> None:
+    points = [(delay, 0.0) for delay in _SWEEP_DELAYS] + [(0.0, rate) for rate in _SWEEP_RATES]
+    series = []
+    for delay, mbit in points:
+        if bench.left() < 60:
+            bench.missing("sweep", _network(delay, mbit), "the budget is used up")
+            continue
+        answers = _apart(bench, delay, mbit, min(2, bench.given.repeats))
+        online = [answer.cost.online_seconds for answer in answers]
+        bench.figure("sweep", f"online, {_network(delay, mbit)}", "s", online)
+        series.append([delay, mbit, float(np.median(online))])
+        bench.report.keep("sweep", series)
+
+
+def _batch(bench: Bench) -> None:
+    """At 64 pixels a side: 64 images of 224 would need 36 GB of material."""
+    spec, found = bench.spec_of(64), bench.loopback
+    bench.serve(found, "batches", spec, models.untrained(spec, bench.pictures))
+    infer(found.node(NODE), bench.files[:1], "batches", 2)
+    series = []
+    for batch in (1, 2, 4, 8, 16, 32, 64):
+        if batch > MAX_BATCH or bench.left() < 30:
+            reason = "the budget is used up" if batch <= MAX_BATCH else f"at most {MAX_BATCH} a job"
+            bench.missing("batch", f"{batch} images", reason)
+            continue
+        files = (bench.files * 64)[:batch]
+        answers = [
+            infer(found.node(NODE), files, "batches", 2) for _ in range(min(3, bench.given.repeats))
+        ]
+        online = [answer.cost.online_seconds / batch for answer in answers]
+        bench.figure("batch", f"online an image, {batch} images of 64", "s", online)
+        everything = [answer.job_seconds / batch for answer in answers]
+        bench.figure("batch", f"everything an image, {batch} images of 64", "s", everything)
+        series.append([batch, float(np.median(online)), float(np.median(everything))])
+        bench.report.keep("batch", series)
+
+
+def _sides(bench: Bench) -> None:
+    series = []
+    for side in (32, 64, 128, 224, 384, 512):  # ResNet-18 takes 32 and more
+        if bench.left() < 30 + (side / 224) ** 2 * 40:
+            bench.missing("sides", f"{side} pixels", "the budget is used up")
+            continue
+        spec, found = bench.spec_of(side), bench.loopback
+        bench.serve(found, f"side-{side}", spec, models.untrained(spec, bench.pictures))
+        answers = [
+            infer(found.node(NODE), bench.files[:1], f"side-{side}", 2)
+            for _ in range(min(3, bench.given.repeats) + 1)
+        ][1:]
+        online = [answer.cost.online_seconds for answer in answers]
+        bench.figure("sides", f"online, {side} pixels a side", "s", online)
+        jobs = [answer.job_seconds for answer in answers]
+        bench.figure("sides", f"everything, {side} pixels a side", "s", jobs)
+        material = answers[0].cost.material_bytes
+        series.append([side, float(np.median(online)), float(np.median(jobs)), material])
+        bench.report.keep("sides", series)
+
+
+_RUN: Mapping[str, Callable[[Bench], None]] = {
+    "loopback": _loopback,
+    "delay": _delay,
+    "calibrated": _calibrated,
+    "securenn": _securenn,
+    "crypten": _crypten,
+    "agreement": _agreement,
+    "sweep": _sweep,
+    "batch": _batch,
+    "sides": _sides,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Plots of benchmarks/results/inference.json: python -m benchmarks.inference_plots"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.bed.report import RESULTS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+Row = list[float]
+
+
+def draw(path: Path) -> list[Path]:
+    """One PNG for each question that the file has figures for."""
+    document = json.loads(path.read_text())
+    series, made = document["series"], []
+    delays, rates = _systems(document)
+    if any(len(points) > 1 for points in delays.values()):
+        made.append(_lines("delay", delays, series, "one-way delay (ms)", "linear"))
+    if any(len(points) > 1 for points in rates.values()):
+        made.append(_lines("rate", rates, series, "rate between the parties (Mbit/s)", "log"))
+    for name, label in (("batch", "images in a session"), ("sides", "pixels a side")):
+        if len(series.get(name, [])) > 1:
+            made.append(_scaling(name, series[name], label))
+    if "breakdown" in series:
+        made.append(_breakdown(series["breakdown"]))
+    return made
+
+
+def _systems(document: dict[str, Any]) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """System -> [(delay or rate, seconds)]."""
+    series = document["series"]
+    measured = {"fss": _ours(document) + series.get("sweep", [])}
+    measured["SecureNN"] = series.get("securenn", [])
+    measured["CrypTen"] = [row[:3] for row in series.get("crypten", [])]
+    delays = {
+        system: sorted([row[0], row[2]] for row in rows if not row[1])
+        for system, rows in measured.items()
+    }
+    rates = {
+        system: sorted([row[1], row[2]] for row in rows if row[1])
+        for system, rows in measured.items()
+    }
+    return delays, rates
+
+
+def _ours(document: dict[str, Any]) -> list[Row]:
+    known = {
+        ("loopback", "online, exact"): (0, 0),
+        ("delay", "online, 10 ms one way"): (10, 0),
+        ("delay", "online, 100 ms one way"): (100, 0),
+        ("delay", "online, 100 Mbit/s"): (0, 100),
+    }
+    found = []
+    for figure in document["figures"]:
+        place = known.get((figure["group"], figure["name"]))
+        if place and figure["value"] is not None:
+            found.append([*place, figure["value"]])
+    return found
+
+
+def _lines(
+    name: str, systems: dict[str, list[Row]], series: dict[str, Any], label: str, scale: str
+) -> Path:
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for (system, points), colour in zip(systems.items(), ("C0", "C2", "C3"), strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=system)
+    if series.get("crypten"):
+        _estimate(axes, series["crypten"][0], systems, rate=name == "rate")
+    axes.set(xlabel=label, ylabel="online seconds of one image", xscale=scale, yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return _save(figure, f"inference-{name}")
+
+
+def _estimate(axes: Axes, crypten: Row, systems: dict[str, list[Row]], *, rate: bool) -> None:
+    """Where CrypTen takes too long to be waited for: what its rounds and bytes alone add."""
+    _, _, seconds, rounds, sent = crypten
+    places = sorted(point[0] for points in systems.values() for point in points)
+    if rate:
+        values = [seconds + sent / (place * 125_000) for place in places]
+    else:
+        values = [seconds + rounds * place / 1000 for place in places]
+    axes.plot(places, values, "--", color="C3", alpha=0.5, label="CrypTen, from rounds and bytes")
+
+
+def _scaling(name: str, rows: list[Row], label: str) -> Path:
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    places = [row[0] for row in rows]
+    each = " an image" if name == "batch" else ""
+    axes.plot(places, [row[1] for row in rows], "o-", label=f"online{each}")
+    axes.plot(places, [row[2] for row in rows], "s--", label=f"everything{each}")
+    axes.set(xlabel=label, ylabel="seconds", xscale="log", yscale="log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return _save(figure, f"inference-{name}")
+
+
+def _breakdown(rows: list[dict[str, Any]]) -> Path:
+    """``rows``: a request each, with the seconds of every part."""
+    figure, axes = pyplot.subplots(figsize=(7, 6), layout="constrained")
+    parts = [key for key in rows[0] if key not in ("layer", "bytes")]
+    left = [0.0] * len(rows)
+    places = range(len(rows))
+    for part in parts:
+        values = [row[part] for row in rows]
+        axes.barh(places, values, left=left, label=part)
+        left = [start + value for start, value in zip(left, values, strict=True)]
+    axes.set_yticks(places, [row["layer"] for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds")
+    axes.legend()
+    return _save(figure, "inference-breakdown")
+
+
+def _save(figure: Any, name: str) -> Path:
+    path = RESULTS / f"{name}.png"
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
+
+
+if __name__ == "__main__":
+    for drawn in draw(RESULTS / "inference.json"):
+        print(drawn)

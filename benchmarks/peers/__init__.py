@@ -1,0 +1,1 @@
+"""Other systems, each in an environment of its own: benchmark dependencies only."""
