@@ -140,11 +140,11 @@ def _strangers(proposal: Proposal, me: NodeCard, enrolled: Mapping[str, str]) ->
 
 def _unsafe_threshold(proposal: Proposal) -> list[str]:
     """With half the nodes or fewer, two disjoint groups could each be made to open the round."""
-    nodes, threshold = len(proposal.nodes), proposal.threshold
+    nodes, threshold = proposal.sites_per_round or len(proposal.nodes), proposal.threshold
     if not proposal.secure:
         return []
     if threshold > nodes:
-        return [f"The threshold {threshold} is above the number of nodes, {nodes}."]
+        return [f"The threshold {threshold} is above the number of nodes in a round, {nodes}."]
     if threshold < 2 or 2 * threshold <= nodes:
         return [f"The threshold {threshold} is not more than half of {nodes} nodes, or below 2."]
     return []

@@ -14,6 +14,7 @@ from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
+from primia.evaluation.counts import Counts, count
 from primia.learning.cache import cache_file, load_pixels
 from primia.learning.carried import Carried
 from primia.learning.layout import Vector, check_vector, read_state
@@ -21,14 +22,22 @@ from primia.learning.manifest import DatasetManifest, split
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
 from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
-from primia.learning.training import ImageData, local_seed, train_locally
+from primia.learning.training import ImageData, local_seed, predict, train_locally
 from primia.learning.training import evaluate as evaluate_on
 from primia.messages.common import ModelCard
-from primia.messages.rounds import Proposal, Scores, Train, TrainingSettings, TrainReport
+from primia.messages.rounds import (
+    ModelEvaluation,
+    Proposal,
+    Scores,
+    Train,
+    TrainingSettings,
+    TrainReport,
+)
 from services.data_node.training.site import Site
 
 # The same images validate every run of a data set, whatever the run's seed.
 _SPLIT_SEED = 0
+_TEST_SPLIT_SEED = 1
 Stop = Callable[[], None]
 
 
@@ -74,7 +83,8 @@ def train(
     vector = read_state(weights, spec_layout(spec), MalformedMessage)
     module = load_model(spec, vector)
     proposal.training.check_classes(len(spec.classes))
-    training, validation = _images(ctx, proposal, spec, site, stop)
+    parts = _images(ctx, proposal, spec, site, stop)
+    training, validation = parts.training, parts.validation
     received = _score(module, validation, stop)
     done = train_locally(
         module,
@@ -108,13 +118,26 @@ def _carries(settings: TrainingSettings) -> bool:
     return settings.optimiser_state == "kept" or settings.local_stopping is not None
 
 
-def evaluate(ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop) -> Scores:
-    """The model on the site's validation images."""
+def evaluate(
+    ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop
+) -> ModelEvaluation:
+    """The model on the site's validation and test images."""
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal.model, proposal.training)
     vector: Vector = read_state(weights, spec_layout(spec), MalformedMessage)
-    _, validation = _images(ctx, proposal, spec, site, stop)
-    return _score(load_model(spec, vector), validation, stop)
+    module = load_model(spec, vector)
+    parts = _images(ctx, proposal, spec, site, stop)
+    return ModelEvaluation(
+        scores=_score(module, parts.validation, stop),
+        validation=_counts(module, parts.validation, stop),
+        test=_counts(module, parts.test, stop),
+    )
+
+
+def _counts(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Counts | None:
+    if data is None:
+        return None
+    return count(predict(module, data, device="auto", should_stop=_asking(stop)), data.labels)
 
 
 def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
@@ -125,6 +148,7 @@ def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
                 "architecture": card.architecture,
                 "classes": card.classes,
                 "channels": card.channels,
+                "norm": card.norm,
                 "image_size": settings.image_size,
                 "mean": card.mean,
                 "std": card.deviation,
@@ -134,13 +158,22 @@ def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
         raise MalformedMessage(f"The model owner's model cannot be built: {error}") from None
 
 
-def _images(
-    ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop
-) -> tuple[ImageData, ImageData | None]:
-    """(training, validation), disjoint by patient; labels in the order of the model's classes."""
+@dataclass(frozen=True)
+class Parts:
+    """A site's images, disjoint by patient."""
+
+    training: ImageData
+    validation: ImageData | None
+    test: ImageData | None
+
+
+def _images(ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop) -> Parts:
+    """Labels in the order of the model's classes. The test images are set apart first: they are the
+    same whatever share is validated on."""
     manifest = DatasetManifest.of(site.manifest.entries, spec.classes)
-    fraction = proposal.training.validation_fraction
-    training, validation = split(manifest, fraction, _SPLIT_SEED)
+    settings = proposal.training
+    rest, test = split(manifest, settings.test_fraction, _TEST_SPLIT_SEED)
+    training, validation = split(rest, settings.validation_fraction, _SPLIT_SEED)
     folder = ctx.files.path("pixels", site.dataset, "cache").parent
 
     def data(part: DatasetManifest) -> ImageData:
@@ -150,7 +183,11 @@ def _images(
         pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
         return ImageData.of(pixels, part.labels(), spec)
 
-    return data(training), data(validation) if len(validation) else None
+    return Parts(
+        data(training),
+        data(validation) if len(validation) else None,
+        data(test) if len(test) else None,
+    )
 
 
 def _score(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Scores:

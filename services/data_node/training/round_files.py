@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from primia.aggregation.wire import Header, frame
 from primia.chassis.context import Context
 from primia.errors import LocalError, MalformedMessage
+from primia.messages.rounds import Candidate
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,31 @@ class RoundFiles:
     def _path(self, name: str) -> Path:
         return self.ctx.files.path("rounds", self.run, str(self.number), name)
 
+    def model(self, name: str) -> Path:
+        """Another model to evaluate."""
+        return self._path(f"model-{name}.safetensors")
+
     def fetch_weights(self, digest: str, size: int) -> bytes:
         """The round's global model from the owner, exactly the announced bytes."""
-        target = self.weights
+        path = f"/rounds/{self.run}/{self.number}/weights"
+        return self._fetch(path, self.weights, digest, size)
+
+    def fetch_model(self, candidate: Candidate) -> bytes:
+        path = f"/rounds/{self.run}/models/{candidate.name}"
+        target = self.model(candidate.name)
+        return self._fetch(path, target, candidate.weights_digest, candidate.weights_bytes)
+
+    def _fetch(self, path: str, target: Path, digest: str, size: int) -> bytes:
         missing = size - (target.stat().st_size if target.exists() else 0)
         self.ctx.files.require(max(0, missing))
         owner = self.ctx.peers.client(self.ctx.settings.owner_name, self.ctx.settings.owner_url)
-        owner.download(f"/rounds/{self.run}/{self.number}/weights", target, size)
+        owner.download(path, target, size)
         data = target.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             target.unlink()
             raise MalformedMessage(
-                f"The weights of round {self.number} are not those that the model owner announced: "
-                "their digest differs."
+                f"The weights at {path} are not those that the model owner announced: their digest "
+                "differs."
             )
         return data
 

@@ -26,6 +26,7 @@ from primia.messages.rounds import (
     Decision,
     Evaluate,
     Evaluation,
+    ModelEvaluation,
     Review,
     ShareKeys,
     Stop,
@@ -210,20 +211,29 @@ def evaluate(job: Job, item: Evaluate) -> None:
     if run.evaluation is not None:  # scores of model after model would tell of single images
         raise UnexpectedMessage("This site has evaluated the run's final model already.")
     proposal = run.read_proposal()
+    if len(item.others) > proposal.others:
+        raise UnexpectedMessage(
+            f"This site is asked to evaluate {len(item.others)} other models; it approved "
+            f"{proposal.others}."
+        )
     with ctx.db.reading() as session:
         site = site_of(session, run)
     files = RoundFiles(ctx, run.id, item.round)
-    weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
-    scores = local.evaluate(
-        ctx, proposal, weights, site, Stopping(ctx, run.id, job.item_id, job.held)
-    )
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
+
+    def measured(weights: bytes) -> ModelEvaluation:
+        return local.evaluate(ctx, proposal, weights, site, stop)
+
+    found = measured(files.fetch_weights(item.weights_digest, item.weights_bytes))
+    others = {each.name: measured(files.fetch_model(each)) for each in item.others}
+    evaluation = Evaluation(**dict(found), others=others)
 
     def change(session: Session) -> None:
         row = _still_active(session, run.id)
-        store.set_evaluation(session, row, scores, ctx.clock.now())
+        store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
 
-    job.answer(f"/rounds/{run.id}/evaluation", Evaluation(scores=scores), change)
-    files.forget(files.weights)
+    job.answer(f"/rounds/{run.id}/evaluation", evaluation, change)
+    files.forget(files.weights, *(files.model(each.name) for each in item.others))
 
 
 def stop(job: Job, item: Stop) -> None:

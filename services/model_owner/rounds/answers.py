@@ -23,10 +23,12 @@ from primia.messages.rounds import (
     Envelopes,
     Evaluation,
     Failure,
+    ModelEvaluation,
     Shares,
     TrainReport,
 )
 from services.model_owner.rounds import progress, secure, store
+from services.model_owner.rounds.course import LAST
 from services.model_owner.rounds.domain import (
     Kind,
     Stage,
@@ -187,6 +189,7 @@ def report(here: Place, number: int, message: TrainReport, size: int) -> None:
     elif message.advertisement is not None or message.exponents:
         raise InvalidInput("A plain round takes no advertisement and no exponents.")
     taken.contribution.report = message.model_dump(mode="json")
+    here.site.stopped = message.stopped
     taken.give(found, size)
 
 
@@ -250,8 +253,13 @@ def evaluated(here: Place, message: Evaluation) -> None:
         return
     if here.wanted() != "evaluate":
         raise here.refuse("evaluate", f"Run {here.run.id}")
+    _check_evaluation(here, message)
     site.answers = {**site.answers, "evaluate": found}
     site.evaluation = message.scores.model_dump(mode="json")
+    site.evaluations = {
+        name: given.model_dump(mode="json", include=set(ModelEvaluation.model_fields))
+        for name, given in {LAST: message, **message.others}.items()
+    }
     store.record(
         here.session,
         here.run.id,
@@ -261,6 +269,18 @@ def evaluated(here: Place, message: Evaluation) -> None:
         **site.evaluation,
     )
     here.moved()
+
+
+def _check_evaluation(here: Place, message: Evaluation) -> None:
+    """Of exactly the models asked for, in the model's classes."""
+    asked = {each.name for each in store.others(here.run)}
+    if set(message.others) != asked:
+        raise InvalidInput(f"The models to evaluate as well are: {', '.join(sorted(asked))}.")
+    classes = len(store.proposal_of(here.run).model.classes)
+    for given in (message, *message.others.values()):
+        for part in (given.validation, given.test):
+            if part is not None and len(part.confusion) != classes:
+                raise InvalidInput(f"The counts are not of the model's {classes} classes.")
 
 
 def acknowledge(here: Place) -> None:

@@ -10,6 +10,7 @@ next number starts from the same weights, so that no node ever masks twice with 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -34,7 +35,7 @@ SiteState = Literal["invited", "accepted", "refused", "silent"]
 Kind = Literal["review", "train", "share_keys", "upload", "confirm", "unmask", "evaluate", "stop"]
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
-    "reviewing": frozenset({"running", "failed", "cancelled"}),
+    "reviewing": frozenset({"running", "evaluating", "failed", "cancelled"}),
     "running": frozenset({"evaluating", "failed", "cancelled"}),
     "evaluating": frozenset({"finished", "failed", "cancelled"}),
     "finished": frozenset(),
@@ -225,11 +226,22 @@ def wanted_in_round(
     return step.kind
 
 
+def drawn(nodes: Sequence[str], sites: int | None, seed: int, number: int) -> tuple[str, ...]:
+    """The sites of a round: all, or so many, drawn anew for each number and the same again."""
+    if sites is None or sites >= len(nodes):
+        return tuple(sorted(nodes))
+
+    def rank(node: str) -> bytes:
+        return hashlib.sha256(f"primia/sampling/{seed}/{number}/{node}".encode()).digest()
+
+    return tuple(sorted(sorted(nodes, key=rank)[:sites]))
+
+
 def resolve_threshold(nodes: int, asked: int | None, minimum: int, *, secure: bool) -> int:
-    """Nodes that must remain in a round. Raises InvalidInput."""
+    """Nodes that must remain in a round of ``nodes``. Raises InvalidInput."""
     if secure:
         least = max(MIN_NODES, default_threshold(nodes))
         return check_threshold(least if asked is None else asked, nodes)
     if minimum > nodes:
-        raise InvalidInput(f"minimum_nodes is {minimum}, but only {nodes} nodes are named.")
+        raise InvalidInput(f"minimum_nodes is {minimum}, but a round has only {nodes} nodes.")
     return minimum

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
 from primia.messages.rounds import (
+    Candidate,
     Confirm,
     Evaluate,
     Review,
@@ -45,6 +46,10 @@ def _item(session: Session, run: Run, site: Site, kind: Kind) -> WorkItem:
             round=run.number,
             weights_digest=run.weights_digest,
             weights_bytes=run.weights_bytes,
+            others=tuple(
+                Candidate(name=each.name, weights_digest=each.digest, weights_bytes=each.bytes)
+                for each in store.others(run)
+            ),
         )
     return Stop.model_validate({"run": run.id, "state": run.state, "reason": run.reason})
 

@@ -18,7 +18,7 @@ from primia.chassis.context import Context, Ctx
 from primia.chassis.identity import Principal
 from primia.chassis.problems import responses
 from primia.errors import UnexpectedMessage
-from primia.messages.common import Id
+from primia.messages.common import Id, Name
 from primia.messages.rounds import (
     MAX_ROUNDS,
     Confirmation,
@@ -107,6 +107,28 @@ def weights(
             place = session.get_one(Contribution, (row.id, node.name))
             place.bytes_down += here.run.weights_bytes
         return FileResponse(ctx.files.root / here.run.weights, media_type=BINARY)
+
+
+@router.get(
+    "/rounds/{run}/models/{name}",
+    summary="Another model to evaluate (safetensors)",
+    response_class=FileResponse,
+    responses={
+        **responses(404, 409, 422),
+        200: {"content": {BINARY: {}}, "description": "A safetensors file"},
+        206: {"content": {BINARY: {}}, "description": "The range asked for"},
+    },
+)
+def other_model(ctx: Ctx, node: Node, run: Id, name: Name) -> FileResponse:
+    """Only while the node is asked to evaluate it."""
+    with ctx.db.session() as session:
+        here = answers.place(ctx, session, run, node.name)
+        found = {each.name: each for each in store.others(here.run)}
+        if name not in found or here.wanted() != "evaluate":
+            raise UnexpectedMessage(
+                f"{node.name} is not asked to evaluate a model {name}.", hint=ASK_AGAIN
+            )
+        return FileResponse(ctx.files.root / found[name].path, media_type=BINARY)
 
 
 def _answer(ctx: Context, run: str, node: Principal, give: Callable[[Place], None]) -> None:

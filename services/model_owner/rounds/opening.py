@@ -14,6 +14,7 @@ from primia.aggregation.plain import WeightedMean
 from primia.aggregation.wire import HEADER_BYTES
 from primia.chassis.context import Context
 from primia.learning.layout import Vector
+from primia.learning.server import Moments, step
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.weights import Written
@@ -87,10 +88,30 @@ def model_file(ctx: Context, run: Run, number: int) -> Path:
     return ctx.files.path("runs", run.id, f"weights-{number}.safetensors")
 
 
+def moments_file(ctx: Context, weights: str) -> Path:
+    """The server optimiser's moments that belong to the weights of a run."""
+    return (ctx.files.root / weights).with_suffix(".moments")
+
+
+def _step(ctx: Context, run: Run, vector: Vector, update: Vector) -> None:
+    """The weights in place; the moments beside the next weights, from those beside the present."""
+    config = store.request_of(run).server
+    if config.kind == "average":
+        vector += update
+        return
+    moments = Moments.initial(run.parameters, config)
+    if run.weights.startswith("runs/"):
+        data = moments_file(ctx, run.weights).read_bytes()
+        moments = Moments.from_bytes(data, run.parameters, config)
+    step(vector, update, run.parameters, config, moments)
+    following = model_file(ctx, run, run.number + 1).with_suffix(".moments")
+    ctx.files.write(following, moments.to_bytes())
+
+
 def write_model(ctx: Context, session: Session, run: Run, update: Vector) -> Written:
     """The next global model: the present one plus the mean update. Raises InvalidState."""
     layout = weights.layout_of(registry.spec_of(registry.find_model(session, run.model)))
     vector = weights.read(ctx.files.root / run.weights, layout)
-    vector += update
+    _step(ctx, run, vector, update)
     metadata: dict[str, object] = {"model": run.model, "run": run.id, "rounds": run.done + 1}
     return weights.write(ctx.files, model_file(ctx, run, run.number + 1), vector, layout, metadata)

@@ -6,6 +6,7 @@ changes a run. Every function may be called again: it does what is still to be d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
 from primia.prg import fresh_bytes
-from services.model_owner.rounds import secure, store
+from services.model_owner.rounds import places, secure, store
 from services.model_owner.rounds.domain import (
     ENDED,
     Abandon,
@@ -33,7 +34,6 @@ from services.model_owner.rounds.review import Answer, Begin, Fail, settle_revie
 from services.model_owner.rounds.tables import REASON, Contribution, Round, Run
 
 log = get_logger(__name__)
-SILENT = "It did not answer in time."
 
 
 def advance(ctx: Context, session: Session, run: Run) -> None:
@@ -84,31 +84,51 @@ def _review(ctx: Context, session: Session, run: Run) -> bool:
         return False
     for node in verdict.silent:
         sites[node].state = move_site(store.site_state(sites[node]), "silent")
-        sites[node].reason, sites[node].engaged = SILENT, False
+        sites[node].reason, sites[node].engaged = places.SILENT, False
         store.record(session, run.id, ctx.clock.now(), "silent", node=node)
     return _begin(ctx, session, run, verdict)
 
 
 def _begin(ctx: Context, session: Session, run: Run, _verdict: Begin) -> bool:
+    if run.rounds == 0:
+        conclude(ctx, session, run)
+        return True
     run.state = move_run(store.state_of(run), "running")
     store.record(session, run.id, ctx.clock.now(), "begun")
-    open_round(ctx, session, run)
+    open_round(ctx, session, run, places.of_round(ctx, session, run))
     return True
 
 
-def open_round(ctx: Context, session: Session, run: Run) -> None:
-    """The round of the run's present number, with every node that accepted."""
+def go_on(ctx: Context, session: Session, run: Run) -> None:
+    """The next round; or the evaluation, where all rounds are done or no more would help."""
+    if run.done >= run.rounds:
+        conclude(ctx, session, run)
+        return
+    reason = places.enough(session, run)
+    if reason is not None:
+        conclude(ctx, session, run, reason)
+    else:
+        open_round(ctx, session, run, places.of_round(ctx, session, run))
+
+
+def conclude(ctx: Context, session: Session, run: Run, reason: str = "") -> None:
+    """Training is over: the sites evaluate."""
+    run.state = move_run(store.state_of(run), "evaluating")
+    set_deadline(ctx, run, "train")
+    if reason:
+        store.record(session, run.id, ctx.clock.now(), "stopped_early", reason=reason)
+    store.record(session, run.id, ctx.clock.now(), "evaluating")
+
+
+def open_round(ctx: Context, session: Session, run: Run, nodes: Sequence[str]) -> None:
+    """The round of the run's present number, with these nodes."""
     now = ctx.clock.now()
     row = Round(
         id=fresh_bytes(16).hex(), run=run.id, number=run.number, phase="training", started=now
     )
     session.add(row)
     session.flush()
-    session.add_all(
-        Contribution(round=row.id, node=site.node)
-        for site in store.sites(session, run.id)
-        if site.state == "accepted"
-    )
+    session.add_all(Contribution(round=row.id, node=node) for node in nodes)
     set_deadline(ctx, run, "train")
     store.record(session, run.id, now, "round", round=row.number, phase="training")
     session.flush()
@@ -124,7 +144,7 @@ def _phase(ctx: Context, session: Session, run: Run) -> bool:
     verdict = settle(step, members, run.needed, expired=_expired(ctx, run))
     for contribution in contributions:
         if contribution.node in verdict.silent:
-            drop(ctx, session, run, row, contribution, SILENT)
+            drop(ctx, session, run, row, contribution, places.SILENT)
     if isinstance(verdict, Abandon):
         abandon(ctx, session, run, row, verdict.reason)
         return True
@@ -194,7 +214,7 @@ def abandon(ctx: Context, session: Session, run: Run, row: Round, reason: str) -
         return
     run.repeats -= 1
     run.number += 1
-    open_round(ctx, session, run)
+    go_on(ctx, session, run)
 
 
 def close(
@@ -214,8 +234,10 @@ def _evaluate(ctx: Context, session: Session, run: Run) -> None:
     if waiting and not _expired(ctx, run):
         return
     for row in waiting:
-        row.failed = SILENT
-        store.record(session, run.id, ctx.clock.now(), "dropped", node=row.node, reason=SILENT)
+        row.failed = places.SILENT
+        store.record(
+            session, run.id, ctx.clock.now(), "dropped", node=row.node, reason=places.SILENT
+        )
     run.deadline = None
     ctx.jobs.enqueue_after(session, "rounds.finish", run.id)
 

@@ -15,6 +15,7 @@ from services.model_owner.registry import store as registry
 from services.model_owner.registry.store import ModelVersion
 from services.model_owner.registry.weights import weights_path
 from services.model_owner.rounds import progress, store
+from services.model_owner.rounds.course import Model
 from services.model_owner.rounds.domain import resolve_threshold
 from services.model_owner.rounds.tables import Run
 
@@ -29,17 +30,30 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     request.training.check_classes(len(spec.classes))
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
-        len(nodes),
+        request.aggregation.sites_per_round or len(nodes),
         request.aggregation.threshold,
         request.aggregation.minimum_nodes,
         secure=request.aggregation.secure,
     )
     run_id = fresh_bytes(16).hex()
     proposal = _proposal(ctx, run_id, request, version, spec, nodes, threshold)
-    run = store.add_run(session, _row(ctx, request, proposal, version, user), proposal)
+    row = _row(ctx, request, proposal, version, user)
+    row.compared = [_compared(ctx, session, request.model, number) for number in request.compare]
+    run = store.add_run(session, row, proposal)
     progress.set_deadline(ctx, run, "review")
     store.record(session, run.id, run.created, "created", by=user, nodes=list(request.nodes))
     return run
+
+
+def _compared(ctx: Context, session: Session, model: str, number: int) -> dict[str, object]:
+    """A version that the sites evaluate beside the run's own model."""
+    version = registry.ready_version(session, model, number)
+    return Model(
+        name=f"version-{number}",
+        path=str(weights_path(ctx.files, version.id).relative_to(ctx.files.root)),
+        digest=version.digest or "",
+        bytes=version.bytes or 0,
+    ).model_dump()
 
 
 def _enrolled(ctx: Context, name: str) -> Principal:
@@ -66,6 +80,7 @@ def _proposal(
         architecture=spec.architecture,
         classes=spec.classes,
         channels=spec.channels,
+        norm=spec.norm,
         image_size=spec.image_size,
         mean=spec.mean,
         deviation=spec.std,
@@ -81,6 +96,8 @@ def _proposal(
         training=request.training,
         secure=request.aggregation.secure,
         threshold=threshold,
+        sites_per_round=request.aggregation.sites_per_round,
+        others=len(request.compare) + (request.selection != "last"),
         timeouts=request.timeouts,
     )
 

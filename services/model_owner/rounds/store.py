@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from primia.errors import Conflict, NotFound
 from primia.messages.rounds import Proposal, RunRequest
+from services.model_owner.rounds.course import Course, Model
 from services.model_owner.rounds.domain import (
     ACTIVE,
     CLOSED,
@@ -252,6 +253,13 @@ def phase_of(row: Round) -> Phase:
 
 def proposal_of(row: Run) -> Proposal:
     return Proposal.model_validate(row.proposal)
+
+
+def others(row: Run) -> list[Model]:
+    """The models that the sites evaluate beside the present one."""
+    best = Course.model_validate(row.course).best
+    found = [Model.model_validate(each) for each in row.compared]
+    return found if best is None or best.path == row.weights else [best, *found]
 
 
 def request_of(row: Run) -> RunRequest:

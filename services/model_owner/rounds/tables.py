@@ -26,7 +26,11 @@ REASON = 2000
 
 class Run(LeaseMixin, Base):
     """``deadline`` of what the run waits for at present; ``number`` of the present global model,
-    which lies in ``weights``, a file below the state directory; ``repeats`` that are left."""
+    which lies in ``weights``, a file below the state directory; ``repeats`` that are left.
+
+    ``compared``: versions that are evaluated as well, ``course``: how stopping and selection stand
+    (course.Course), both as JSON.
+    """
 
     __tablename__ = "runs"
 
@@ -49,6 +53,8 @@ class Run(LeaseMixin, Base):
     weights_bytes: Mapped[int] = mapped_column(BigInteger)
     parameters: Mapped[int] = mapped_column(BigInteger)
     buffers: Mapped[int] = mapped_column(BigInteger)
+    compared: Mapped[list[Any]] = mapped_column(JsonDocument, default=list)
+    course: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
     deadline: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     cleaned: Mapped[bool] = mapped_column(default=False)
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -60,6 +66,8 @@ class Site(Base):
     """A node in a run. ``engaged`` while the run may ask it for work: one run a node.
 
     ``answers``: item kind -> SHA-256 of the answer given. ``failed``: why it did not evaluate.
+    ``stopped``: its own early stopping has ended training there. ``evaluation``: Scores of the
+    final model, ``evaluations``: model -> ModelEvaluation.
     """
 
     __tablename__ = "participants"
@@ -82,6 +90,8 @@ class Site(Base):
     samples: Mapped[int] = mapped_column(BigInteger, default=0)
     classes: Mapped[list[Any]] = mapped_column(JsonDocument, default=list)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
+    evaluations: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
+    stopped: Mapped[bool] = mapped_column(default=False)
     failed: Mapped[str | None] = mapped_column(String(REASON))
     acknowledged: Mapped[bool] = mapped_column(default=False)
     answers: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)

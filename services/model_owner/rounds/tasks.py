@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -18,15 +18,17 @@ from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import InvalidInput, MalformedMessage, PeerError, StorageFull
+from primia.messages.rounds import ModelEvaluation, Scores
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.domain import Size
 from services.model_owner.registry.weights import Written, weights_path
 from services.model_owner.rounds import opening, progress, store
-from services.model_owner.rounds.domain import CLOSED, Stage, move_run
-from services.model_owner.rounds.tables import Contribution, Round, Run
+from services.model_owner.rounds.course import BEST, LAST, Course, Model, choose
+from services.model_owner.rounds.domain import CLOSED, Stage
+from services.model_owner.rounds.tables import Contribution, Round, Run, Site
 from services.model_owner.rounds.uploads import round_file
-from services.model_owner.rounds.views import final_scores, training_scores
+from services.model_owner.rounds.views import final_scores, received_scores, training_scores
 
 log = get_logger(__name__)
 LEASE_SECONDS = 30
@@ -164,7 +166,9 @@ def _opened(ctx: Context, before: Run, row_before: Round, written: Written, held
             return
         _record_opening(ctx, run, row, written)
         session.flush()
-        scores = training_scores(store.contributions(session, row.id))
+        contributions = store.contributions(session, row.id)
+        scores = training_scores(contributions)
+        _measured(run, before, received_scores(contributions))
         progress.close(ctx, session, row, "done", "", secure_run=run.secure)
         store.record(
             session,
@@ -174,15 +178,20 @@ def _opened(ctx: Context, before: Run, row_before: Round, written: Written, held
             round=row.number,
             **scores.model_dump(mode="json"),
         )
-        if run.done < run.rounds:
-            progress.open_round(ctx, session, run)
-        else:
-            run.state = move_run(store.state_of(run), "evaluating")
-            progress.set_deadline(ctx, run, "train")
-            store.record(session, run.id, ctx.clock.now(), "evaluating")
+        progress.go_on(ctx, session, run)
         progress.advance(ctx, session, run)
+        kept = Course.model_validate(run.course).best
     log.info("round opened", run=run.id, round=row.number, bytes=written.bytes)
-    _forget_round(ctx, before, row_before)
+    _forget_round(ctx, before, row_before, kept)
+
+
+def _measured(run: Run, before: Run, received: Scores) -> None:
+    """What the round's sites found of the model that it started from."""
+    model = Model(
+        name=BEST, path=before.weights, digest=before.weights_digest, bytes=before.weights_bytes
+    )
+    course = Course.model_validate(run.course).after(model, received, store.request_of(run))
+    run.course = course.model_dump(mode="json")
 
 
 def _record_opening(ctx: Context, run: Run, row: Round, written: Written) -> None:
@@ -193,10 +202,16 @@ def _record_opening(ctx: Context, run: Run, row: Round, written: Written) -> Non
     run.weights_digest, run.weights_bytes = written.digest, written.bytes
 
 
-def _forget_round(ctx: Context, before: Run, row: Round) -> None:
+def _forget_round(ctx: Context, before: Run, row: Round, kept: Model | None) -> None:
+    """All that is not needed any more; ``kept``: the best model so far."""
     shutil.rmtree(round_file(ctx.files, before.id, row.number, "x").parent, ignore_errors=True)
-    if before.weights.startswith("runs/"):  # the first round's lie in the registry, and stay
-        (ctx.files.root / before.weights).unlink(missing_ok=True)
+    earlier = Course.model_validate(before.course).best
+    for path in {before.weights, *([earlier.path] if earlier else [])}:
+        if not path.startswith("runs/"):  # the first round's lie in the registry, and stay
+            continue
+        opening.moments_file(ctx, path).unlink(missing_ok=True)
+        if kept is None or path != kept.path:
+            (ctx.files.root / path).unlink(missing_ok=True)
 
 
 def finish(ctx: Context, run_id: str) -> None:
@@ -206,28 +221,48 @@ def finish(ctx: Context, run_id: str) -> None:
             return
         with ctx.db.reading() as session:
             run = store.find(session, run_id)
+            sites = store.sites(session, run_id)
         if run.state != "evaluating" or run.deadline is not None:
             return
+        model = _chosen(run, sites)
         try:
-            with _full_disk_is_told(ctx, run_id):
-                weights.copy(
-                    ctx.files, ctx.files.root / run.weights, weights_path(ctx.files, run_id)
-                )
+            if run.rounds > 0:
+                with _full_disk_is_told(ctx, run_id):
+                    source = ctx.files.root / model.path
+                    weights.copy(ctx.files, source, weights_path(ctx.files, run_id))
         except FileNotFoundError:
-            _finish(ctx, run_id, held, lost=True)
+            _finish(ctx, run_id, held, None)
         else:
-            _finish(ctx, run_id, held, lost=False)
+            _finish(ctx, run_id, held, model)
 
 
-def _finish(ctx: Context, run_id: str, held: Held, *, lost: bool) -> None:
+def _chosen(run: Run, sites: Sequence[Site]) -> Model:
+    """The last round's model, or the best one before it, by the sites' validation images."""
+    best = Course.model_validate(run.course).best
+    evaluations = [
+        {name: ModelEvaluation.model_validate(given) for name, given in site.evaluations.items()}
+        for site in sites
+    ]
+    if best is not None and choose(evaluations, store.request_of(run).selection) == BEST:
+        return best
+    return Model(name=LAST, path=run.weights, digest=run.weights_digest, bytes=run.weights_bytes)
+
+
+def _finish(ctx: Context, run_id: str, held: Held, model: Model | None) -> None:
     with ctx.db.session() as session:
         run = store.find(session, run_id, lock=True)
         if run.state != "evaluating" or held.lost.is_set():
             return
-        if lost:
+        if model is None:
             progress.end(ctx, session, run, "failed", "The final model is gone from the disk.")
             return
-        _register(ctx, session, run)
+        run.weights, run.weights_digest, run.weights_bytes = model.path, model.digest, model.bytes
+        run.course = {**run.course, "chosen": model.name}
+        for site in store.sites(session, run_id):
+            if model.name in site.evaluations:
+                site.evaluation = site.evaluations[model.name]["scores"]
+        if run.rounds > 0:
+            _register(ctx, session, run)
         progress.end(ctx, session, run, "finished")
 
 

@@ -55,6 +55,36 @@ class Stopping(Checked):
         return gain > self.min_change
 
 
+class ServerOptimiser(Checked):
+    """What the owner does with the opened mean of the sites' changes (server.py)."""
+
+    kind: Literal["average", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "average"
+    learning_rate: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None, description="default: 1, for the adaptive ones 0.01"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1e-3, description="how adaptive: smaller steps for what is far below it"
+    )
+
+    @model_validator(mode="after")
+    def _plain(self) -> Self:
+        if self.kind == "average" and self.learning_rate is not None:
+            raise ValueError("averaging has no learning rate: choose fedavgm or another kind")
+        return self
+
+    @property
+    def adaptive(self) -> bool:
+        return self.kind in ("fedadagrad", "fedadam", "fedyogi")
+
+    @property
+    def rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.01 if self.adaptive else 1.0
+
+
 class LocalStopping(Stopping):
     """At each site, on its own validation images, after each epoch or round (the shorter).
 

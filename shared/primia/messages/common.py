@@ -34,6 +34,7 @@ class ModelCard(Message):
     architecture: Name
     classes: tuple[Label, ...] = Field(min_length=2, max_length=1000)
     channels: Literal[1, 3] = 3
+    norm: Literal["batch", "group"] = "batch"
     image_size: int = Field(ge=16, le=512)
     mean: float = Field(default=0.5, ge=0, le=1)
     deviation: float = Field(default=0.25, gt=0, le=10)

@@ -12,7 +12,8 @@ idempotent: the same body again is accepted, another body for an answered item i
     upload       PUT /rounds/{run}/{round}/update              (binary, aggregation.wire)
     confirm      PUT /rounds/{run}/{round}/confirmation       (secure aggregation only)
     unmask       PUT /rounds/{run}/{round}/shares             (secure aggregation only)
-    evaluate     GET /rounds/{run}/{round}/weights, then PUT /rounds/{run}/evaluation
+    evaluate     GET /rounds/{run}/{round}/weights, GET /rounds/{run}/models/{name} for each other
+                 model, then PUT /rounds/{run}/evaluation
     stop         PUT /rounds/{run}/acknowledgement            (run ended, cancelled or failed)
     any          PUT /rounds/{run}/failure                    (this site cannot go on)
 
@@ -29,11 +30,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from primia.learning.config import TrainingConfig
+from primia.evaluation.counts import Counts
+from primia.learning.config import ServerOptimiser, Stopping, TrainingConfig
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 
 MAX_NODES = 100
 MAX_ROUNDS = 10_000
+MAX_COMPARED = 20
+Selection = Literal["last", "best_loss", "best_accuracy"]
 
 
 class TrainingSettings(TrainingConfig):
@@ -42,6 +46,9 @@ class TrainingSettings(TrainingConfig):
     image_size: int = Field(default=64, ge=16, le=512)
     validation_fraction: float = Field(
         default=0.2, ge=0, le=0.5, description="of each site's patients, for stopping and selection"
+    )
+    test_fraction: float = Field(
+        default=0.0, ge=0, le=0.5, description="held out first, for the final evaluation alone"
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -56,6 +63,12 @@ class AggregationSettings(Message):
     )
     minimum_nodes: int = Field(
         default=1, ge=1, le=MAX_NODES, description="without secure aggregation"
+    )
+    sites_per_round: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_NODES,
+        description="so many sites, drawn by the seed, take part in a round; default: all",
     )
 
 
@@ -75,12 +88,23 @@ class RunRequest(Message):
     model: Name
     version: int | None = Field(default=None, ge=1, le=2**31 - 1, description="default: the newest")
     nodes: tuple[Name, ...] = Field(min_length=1, max_length=MAX_NODES)
-    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    rounds: int = Field(ge=0, le=MAX_ROUNDS, description="0: the model is only evaluated")
     repeats: int = Field(
         default=2, ge=0, le=100, description="abandoned rounds that are tried again before it fails"
     )
     training: TrainingSettings = TrainingSettings()
     aggregation: AggregationSettings = AggregationSettings()
+    server: ServerOptimiser = ServerOptimiser()
+    stopping: Stopping | None = Field(
+        default=None,
+        description="end the run early: rounds whose model is no better on validation images",
+    )
+    selection: Selection = Field(
+        default="last", description="which round's model becomes the new version"
+    )
+    compare: tuple[Annotated[int, Field(ge=1, le=2**31 - 1)], ...] = Field(
+        default=(), max_length=MAX_COMPARED, description="versions that the sites evaluate as well"
+    )
     timeouts: Timeouts = Timeouts()
 
     @model_validator(mode="after")
@@ -91,12 +115,20 @@ class RunRequest(Message):
             raise ValueError(f"rounds and repeats together are above {MAX_ROUNDS}")
         if self.aggregation.secure and len(self.nodes) < 2:
             raise ValueError("secure aggregation needs at least two nodes")
-        threshold = self.aggregation.threshold
-        if self.aggregation.secure and threshold is not None and threshold > len(self.nodes):
-            raise ValueError(
-                f"the threshold {threshold} is above the number of nodes {len(self.nodes)}"
-            )
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError("a version to compare with is named twice")
+        self._check_threshold()
         return self
+
+    def _check_threshold(self) -> None:
+        wanted, threshold = self.aggregation.sites_per_round, self.aggregation.threshold
+        if wanted is not None and wanted > len(self.nodes):
+            raise ValueError(f"sites_per_round is {wanted}, but only {len(self.nodes)} are named")
+        if self.aggregation.secure and wanted == 1:
+            raise ValueError("secure aggregation needs at least two sites a round")
+        sites = len(self.nodes) if wanted is None else wanted
+        if self.aggregation.secure and threshold is not None and threshold > sites:
+            raise ValueError(f"the threshold {threshold} is above the number of nodes {sites}")
 
 
 class NodeCard(Message):
@@ -113,11 +145,15 @@ class Proposal(Message):
     owner: Name
     model: ModelCard
     nodes: tuple[NodeCard, ...] = Field(min_length=1, max_length=MAX_NODES)
-    rounds: int = Field(ge=1, le=MAX_ROUNDS, description="the highest number that a round may have")
-    planned: int = Field(ge=1, le=MAX_ROUNDS, description="rounds that make up the run")
+    rounds: int = Field(ge=0, le=MAX_ROUNDS, description="the highest number that a round may have")
+    planned: int = Field(ge=0, le=MAX_ROUNDS, description="rounds that make up the run")
     training: TrainingSettings
     secure: bool
     threshold: int = Field(ge=1, le=MAX_NODES, description="resolved, never null")
+    sites_per_round: int | None = Field(default=None, ge=1, le=MAX_NODES)
+    others: int = Field(
+        default=0, ge=0, le=MAX_COMPARED + 1, description="models evaluated beside the final one"
+    )
     timeouts: Timeouts
 
 
@@ -183,10 +219,19 @@ class Unmask(_RoundItem):
     confirmations: dict[Name, Base64Url] = Field(max_length=MAX_NODES)
 
 
+class Candidate(Message):
+    """A model to evaluate beside the final one: GET /rounds/{run}/models/{name}."""
+
+    name: Name
+    weights_digest: Digest
+    weights_bytes: int = Field(ge=1, le=2**34)
+
+
 class Evaluate(_RoundItem):
     kind: Literal["evaluate"] = "evaluate"
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
+    others: tuple[Candidate, ...] = Field(default=(), max_length=MAX_COMPARED + 1)
 
 
 class Stop(_Item):
@@ -250,10 +295,19 @@ class Shares(Message):
     reveal: Annotated[str, Field(max_length=65_536, pattern=r"^[A-Za-z0-9_-]*$")]
 
 
-class Evaluation(Message):
-    """The final model on the site's validation images."""
+class ModelEvaluation(Message):
+    """One model on the site's validation images; and, as counts that add up over sites, on those
+    and on its test images, where it has such."""
 
     scores: Scores
+    validation: Counts | None = None
+    test: Counts | None = None
+
+
+class Evaluation(ModelEvaluation):
+    """The final model; ``others``: the other models asked for, by name."""
+
+    others: dict[Name, ModelEvaluation] = Field(default={}, max_length=MAX_COMPARED + 1)
 
 
 class Failure(Message):

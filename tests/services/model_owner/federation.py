@@ -164,6 +164,8 @@ class Node:
     classes: tuple[str, ...] = SPEC.classes
     proposals: dict[str, Proposal] = field(default_factory=dict)
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
+    losses: dict[int | str, float] = field(default_factory=dict)  # by round or name
+    stops_after: int | None = None  # the round in which early stopping comes
 
     @property
     def name(self) -> str:
@@ -220,7 +222,8 @@ class Node:
             "loss": 1 / item.round,
             "accuracy": 0.5,
             "seconds": 0.1,
-            "received": {"samples": 4, "loss": 0.7, "accuracy": 0.25},
+            "received": self._scores(item.round, 0.7, 0.25),
+            "stopped": self.stops_after is not None and item.round >= self.stops_after,
         }
         if proposal.secure:
             body |= self._keys(item, proposal, place)
@@ -306,8 +309,16 @@ class Node:
 
     def _evaluate(self, item):
         self._fetch(item)
-        scores = {"samples": 4, "loss": 0.5, "accuracy": 0.75}
-        return f"/rounds/{item.run}/evaluation", {"scores": scores}, None
+        others = {}
+        for other in item.others:
+            answer = self.call("GET", f"/rounds/{item.run}/models/{other.name}")
+            assert hashlib.sha256(answer.content).hexdigest() == other.weights_digest
+            others[other.name] = {"scores": self._scores(other.name, 0.5, 0.75)}
+        body = {"scores": self._scores("last", 0.5, 0.75), "others": others}
+        return f"/rounds/{item.run}/evaluation", body, None
+
+    def _scores(self, key: int | str, loss: float, accuracy: float) -> dict:
+        return {"samples": 4, "loss": self.losses.get(key, loss), "accuracy": accuracy}
 
     def _stop(self, item):
         return f"/rounds/{item.run}/acknowledgement", None, None

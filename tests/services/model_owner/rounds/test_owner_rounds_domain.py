@@ -23,6 +23,7 @@ from services.model_owner.rounds.domain import (
     Stage,
     Wait,
     at_least,
+    drawn,
     following,
     move_phase,
     move_run,
@@ -37,6 +38,7 @@ from services.model_owner.rounds.domain import (
 PHASES = (*SECURE_ORDER, "abandoned")
 RUN_MOVES = {
     ("reviewing", "running"),
+    ("reviewing", "evaluating"),  # of no rounds
     ("reviewing", "failed"),
     ("reviewing", "cancelled"),
     ("running", "evaluating"),
@@ -222,3 +224,17 @@ def test_a_plain_minimum_is_at_most_all_nodes():
     assert resolve_threshold(3, 2, 3, secure=False) == 3
     with pytest.raises(InvalidInput, match="minimum_nodes is 4"):
         resolve_threshold(3, None, 4, secure=False)
+
+
+def test_sites_are_drawn_anew_each_round_and_the_same_again():
+    nodes = [f"node-{letter}" for letter in "abcde"]
+    draws = [drawn(nodes, 3, 7, number) for number in range(200)]
+    assert draws == [drawn(nodes[::-1], 3, 7, number) for number in range(200)]
+    assert all(len(set(draw)) == 3 and list(draw) == sorted(draw) for draw in draws)
+    counts = [sum(node in draw for draw in draws) for node in nodes]
+    assert min(counts) > 90  # of 120 expected
+    assert draws != [drawn(nodes, 3, 8, number) for number in range(200)]
+
+
+def test_all_sites_where_none_are_left_over():
+    assert drawn(["b", "a"], None, 0, 1) == drawn(["b", "a"], 5, 0, 1) == ("a", "b")

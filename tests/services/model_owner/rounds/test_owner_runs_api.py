@@ -36,7 +36,7 @@ IMPOSSIBLE_RUNS = [
     ({"nodes": ["node-a", "node-a"]}, 422, "invalid-input", ("named twice",)),
     ({"nodes": ["node-a"]}, 422, "invalid-input", ("at least two nodes",)),
     ({"nodes": []}, 422, "invalid-input", ("nodes",)),
-    ({"rounds": 0}, 422, "invalid-input", ("rounds",)),
+    ({"rounds": -1}, 422, "invalid-input", ("rounds",)),
     ({"rounds": 10_000, "repeats": 1}, 422, "invalid-input", ("together",)),
     ({"training": {"image_size": 8}}, 422, "invalid-input", ("image_size",)),
     ({"training": {"image_size": 300}}, 422, "invalid-input", ("small_cnn takes 16 to 256",)),

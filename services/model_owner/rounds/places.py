@@ -1,0 +1,66 @@
+"""Which sites a round asks, and when no further round would help."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from primia.chassis.context import Context
+from services.model_owner.registry import store as registry
+from services.model_owner.rounds import store
+from services.model_owner.rounds.course import Course
+from services.model_owner.rounds.domain import drawn
+from services.model_owner.rounds.tables import Run
+
+SILENT = "It did not answer in time."
+# A node asks for work every few seconds while it is there, in training too.
+_AWAY = timedelta(seconds=120)
+
+
+def of_round(ctx: Context, session: Session, run: Run) -> tuple[str, ...]:
+    """Of the sites that accepted, have not left and are not away: all, or as many as are drawn."""
+    request = store.request_of(run)
+    willing = _willing(session, run)
+    away = _away(ctx, session, run)
+    present = [node for node in willing if node not in away]
+    asked = present if len(present) >= run.needed else willing
+    sites = request.aggregation.sites_per_round
+    return drawn(asked, sites, request.training.seed, run.number)
+
+
+def enough(session: Session, run: Run) -> str | None:
+    """Why the run ends before its last round, if it does."""
+    course = Course.model_validate(run.course)
+    if course.stopped:
+        return f"No better model in {course.waited} rounds."
+    accepted = [row for row in store.sites(session, run.id) if row.state == "accepted"]
+    if all(row.stopped for row in accepted):
+        return "Early stopping has ended training at every site."
+    willing = _willing(session, run)
+    if len(willing) < run.needed:
+        return f"{len(willing)} sites still train; {run.needed} are needed."
+    return None
+
+
+def _willing(session: Session, run: Run) -> list[str]:
+    rule = store.request_of(run).training.local_stopping
+    leaves = rule is not None and rule.when_stopped == "leave"
+    return [
+        row.node
+        for row in store.sites(session, run.id)
+        if row.state == "accepted" and not (leaves and row.stopped)
+    ]
+
+
+def _away(ctx: Context, session: Session, run: Run) -> set[str]:
+    """Silent in the round before, and not heard of since: not worth a timeout again."""
+    before = store.find_round(session, run.id, run.number - 1)
+    if before is None:
+        return set()
+    seen, since = registry.visits(session), ctx.clock.now() - _AWAY
+    return {
+        row.node
+        for row in store.contributions(session, before.id)
+        if row.dropped == SILENT and not (row.node in seen and seen[row.node] > since)
+    }
