@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from primia.fss import kernels
 from primia.mpc.dealer import deal
 from primia.mpc.material import PARTS, Half, half_size
 from primia.mpc.opening import write_opening
@@ -69,7 +70,8 @@ def measure(plan: Plan, batch: int, folder: Path) -> None:
     join_halves(folder)
     opening = timed("P1: prepare the masked weights", lambda: PreparedOpening(plan, data))
     halves = [Half.map(folder / str(i), plan, batch, i, DEAL) for i in (0, 1)]
-    owner, client = Owner(model, halves[0], SESSION), Client(opening, halves[1], SESSION)
+    owner = Owner(model, halves[0], SESSION, kernels.evaluator())
+    client = Client(opening, halves[1], SESSION, kernels.evaluator())
     offline = timed("P1: offline", client.offline)
     timed("P0: offline", lambda: owner.offline(offline))
     watches, sent, received = online(plan, batch, owner, client)

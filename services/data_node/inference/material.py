@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from primia.chassis.context import Context
+from primia.chassis.halves import fetch_half
 from primia.errors import MalformedMessage, PeerUnavailable, UnexpectedMessage
 from primia.messages.inference import Deal, DealRequest, ServedPlan
 from primia.mpc.material import Half, Manifest, half_size
@@ -14,7 +15,6 @@ from primia.mpc.plan import Plan
 from services.data_node.inference.patience import BUSY_SECONDS, patiently
 from services.data_node.inference.served import dealer
 
-_PIECE = 1 << 20
 _WAIT_SECONDS = 10
 # On demand the dealer may need minutes for a large model on a small machine.
 _DEAL_SECONDS = 900
@@ -69,16 +69,9 @@ def download(ctx: Context, deal: Deal, plan: Plan, batch: int, path: Path) -> No
     if None in digests or named != (1, batch, plan.digest().hex(), size):
         raise MalformedMessage("The deal is not what was asked for.")
     ctx.files.require(size)
-    dealer(ctx).download(f"/deals/{deal.id}/half", path, size)
     manifest = Manifest(p0="", p1=deal.own_sha256 or "", common=deal.common_sha256 or "")
-    manifest.verify(_pieces(path), plan, batch, 1)
+    fetch_half(dealer(ctx), deal.id, path, manifest, plan, batch, 1)
 
 
 def confirm(ctx: Context, deal: Deal) -> None:
     dealer(ctx).request("POST", f"/deals/{deal.id}/received")
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece

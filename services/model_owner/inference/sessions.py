@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from primia.chassis.context import Context
+from primia.chassis.halves import fetch_half
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import MalformedMessage, PrimiaError, Unavailable, UnexpectedMessage
@@ -28,7 +27,6 @@ WORKER = "inference.worker"
 # not renew it for this long is lost.
 PREPARE_SECONDS = 600
 ALIVE_SECONDS = 60
-_PIECE = 1 << 20
 _WAIT_SECONDS = 25
 
 
@@ -97,9 +95,8 @@ def _fetch_half(ctx: Context, row: store.SessionRow, plan: Plan) -> Half:
     path = ctx.files.path("sessions", f"{row.id}.half")
     try:
         ctx.files.require(size)
-        client.download(f"/deals/{row.deal}/half", path, size)
         manifest = Manifest(p0=deal.own_sha256 or "", p1="", common=deal.common_sha256 or "")
-        manifest.verify(_pieces(path), plan, row.batch, 0)
+        fetch_half(client, row.deal, path, manifest, plan, row.batch, 0)
         half = Half.map(path, plan, row.batch, 0, bytes.fromhex(row.deal))
     finally:
         path.unlink(missing_ok=True)  # the map keeps the bytes; nothing is left after a crash
@@ -116,12 +113,6 @@ def _check_deal(deal: Deal, row: store.SessionRow, plan: Plan) -> None:
         raise UnexpectedMessage("The deal is not for this session's plan, batch and node.")
     if deal.bytes != half_size(plan, row.batch, 0):
         raise MalformedMessage("The deal's half has another size than its plan says.")
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
 
 
 def ended(ctx: Context, session_id: str, finished: bool, reason: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _ATTEMPTS = 4
 
 Body = bytes | Iterable[bytes]
+Seen = Callable[[int, bytes], None]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -126,7 +127,7 @@ class PeerClient:
     def _whole(self, answer: httpx.Response, largest: int) -> httpx.Response:
         """The answer with its body in memory, as it is on the wire: no decompression."""
         body = bytearray()
-        for piece in answer.iter_raw(1 << 20):
+        for piece in answer.iter_raw():
             body += piece
             if len(body) > largest:
                 raise MalformedMessage(f"{self.name} answered with more than {largest} bytes.")
@@ -199,29 +200,34 @@ class PeerClient:
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
-    def download(self, path: str, target: Path, size: int) -> None:
-        """Fetch exactly ``size`` bytes into ``target``, going on where an earlier try broke off."""
+    def download(self, path: str, target: Path, size: int, seen: Seen | None = None) -> None:
+        """Fetch exactly ``size`` bytes into ``target``, going on where an earlier try broke off.
+
+        ``seen`` is told of every piece: at which byte of the file it lies, and its bytes.
+        """
 
         def once() -> None:
             at = target.stat().st_size if target.exists() else 0
             if at < size:
-                self._append(path, target, at, size)
+                self._append(path, target, at, size, seen)
 
         self._retrying(once)
         if target.stat().st_size != size:
             raise MalformedMessage(f"{self.name} sent a file of another size than announced.")
 
-    def _append(self, path: str, target: Path, at: int, size: int) -> None:
+    def _append(self, path: str, target: Path, at: int, size: int, seen: Seen | None) -> None:
         headers = {"Range": f"bytes={at}-"} if at else {}
         with self.stream(path, headers) as answer:
             if at and answer.status_code != 206:
                 at = 0
             with out_of_space_is_typed(), target.open("ab" if at else "wb") as file:
-                for piece in answer.iter_bytes(1 << 20):
-                    at += len(piece)
-                    if at > size:
+                for piece in answer.iter_raw():  # as it comes: joining pieces costs a copy
+                    if at + len(piece) > size:
                         raise MalformedMessage(f"{self.name} sends more than the {size} bytes.")
                     file.write(piece)
+                    if seen is not None:
+                        seen(at, piece)
+                    at += len(piece)
         if at < size:
             raise PeerUnavailable(f"{self.name} broke off a download.")
 
