@@ -11,7 +11,7 @@ import ctypes
 import functools
 import platform
 from collections.abc import Callable, Iterator
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ CHUNK = 512
 # Below this a second thread costs more than it takes over.
 _MIN_SHARE = 4096
 _SPEED = 3
+# Two threads that compile the same kernel would each get one, and free the one that is not kept.
+_LOCK = Lock()
 
 Emit = Callable[[Any, str, int], None]  # module, name of the function, words in a vector
 Run = Callable[..., None]
@@ -80,10 +82,10 @@ def _shares(count: int, threads: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + share, count)
 
 
-@functools.cache
 def _function(emit: Emit, width: int, arguments: int) -> Run:
     """All arguments are 64-bit integers; addresses among them."""
-    engine = _engine(emit, width)
+    with _LOCK:
+        engine = _engine(emit, width)
     signature = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * (arguments + 2))
     run: Run = signature(engine.get_function_address("kernel"))
     return run
@@ -91,7 +93,7 @@ def _function(emit: Emit, width: int, arguments: int) -> Run:
 
 @functools.cache
 def _engine(emit: Emit, width: int) -> Any:
-    """Kept for good: the functions live in its memory."""
+    """Compiled once, under the lock, and never freed: the functions live in its memory."""
     import llvmlite.binding as llvm
     from llvmlite import ir
 

@@ -1,5 +1,8 @@
 """Every kernel gives the reference's keys and shares, to the bit."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -96,6 +99,26 @@ def test_threads_share_a_block(threads):
     shares = [case.share(evaluator(WIDTHS[-1], threads), party, data) for party in (0, 1)]
     expected = (case.x < case.alpha) ^ case.constant
     np.testing.assert_array_equal(shares[0] ^ shares[1], expected)
+
+
+@needs_native
+def test_threads_that_start_together_get_one_and_the_same_code():
+    code = f"""
+import threading
+from tests.primia.fss.test_kernels import Case, evaluator, generator
+from primia.fss.native import _engine
+case, found = Case(9, 600), []
+start = threading.Barrier(8)
+def work():
+    start.wait()
+    data = case.keys(generator({WIDTHS[-1]}))
+    found.append(case.share(evaluator({WIDTHS[-1]}), 0, data).tobytes())
+threads = [threading.Thread(target=work) for _ in range(8)]
+[t.start() for t in threads], [t.join() for t in threads]
+assert len(found) == 8 and len(set(found)) == 1
+assert _engine.cache_info().currsize == _engine.cache_info().misses
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @needs_native
