@@ -9,9 +9,10 @@ import psutil
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from primia.chassis.context import Context, Ctx
+from primia.chassis.problems import responses
 from primia.errors import Forbidden, PrimiaError
 
 Check = Callable[[Context], str | None]
@@ -52,7 +53,12 @@ def metrics_router() -> APIRouter:
     made = APIRouter(tags=["health"])
     # The door lets the monitor's static token through to /metrics alone, without a principal.
 
-    @made.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @made.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=PlainTextResponse,
+        responses=responses(),
+    )
     def metrics(ctx: Ctx, request: Request) -> Response:
         caller = getattr(request.state, "principal", None)
         if caller is not None and caller.role not in ("user", "monitor"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 
@@ -42,6 +42,14 @@ class PlanOffer(Message):
     ``stock``: how many deals of ``batch`` images the crypto provider keeps ahead of time; it deals
     other batches on demand.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"plan": '{"activation_bits":10, …}', "digest": 32 * "5a", "stock": 2, "batch": 1}
+            ]
+        }
+    )
 
     plan: Annotated[str, StringConstraints(min_length=2, max_length=MAX_PLAN_BYTES)]
     digest: Digest
@@ -75,6 +83,10 @@ DealState = Literal["dealing", "reserved", "spent", "failed"]
 
 class DealRequest(Message):
     """POST /deals. ``digest`` must be the digest of the plan that the node has verified."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"plan": 16 * "c3", "digest": 32 * "5a", "batch": 4}]}
+    )
 
     plan: Id
     digest: Digest

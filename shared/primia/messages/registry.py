@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from primia.learning.spec import ModelSpec
 from primia.messages.common import Base64Url, Digest, Id, Message, Name
@@ -62,6 +62,14 @@ class VersionList(Message):
 
 class NewNode(Message):
     """POST /nodes: the identity key that the site's operator gave by hand."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "hospital-a", "public_key": "mMfS0xt0qUqqdTfGmZTTGNXJcBzJm1qOWB0tZpNBQJs"}
+            ]
+        }
+    )
 
     name: Name
     public_key: Base64Url = Field(description="Ed25519, 32 bytes")
