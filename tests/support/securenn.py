@@ -7,7 +7,7 @@ import numpy as np
 
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.roles import Client, Owner
-from primia.mpc.securenn.wire import Send
+from primia.mpc.securenn.wire import Receive, Send
 from primia.prg import Seed
 
 
@@ -75,8 +75,9 @@ class Grid:
     def _advance(self, role, talks, answer, steps, results):
         try:
             step = talks[role].send(answer)
-            while isinstance(step, Send):
-                self.pipes[role, step.peer].put(step.data, self.clocks[role] + 1)
+            while not isinstance(step, Receive):
+                if isinstance(step, Send):
+                    self.pipes[role, step.peer].put(step.data, self.clocks[role] + 1)
                 step = talks[role].send(memoryview(b""))
             steps[role] = step
         except StopIteration as end:

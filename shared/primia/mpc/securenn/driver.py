@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from primia.mpc.securenn.wire import Send, Talk
+from primia.mpc.securenn.wire import Begin, Send, Talk
 
 T = TypeVar("T")
 _NOTHING = memoryview(b"")
@@ -22,8 +22,13 @@ class Link(Protocol):
     def receive(self, size: int) -> memoryview: ...
 
 
-def carry(talk: Talk[T], links: Mapping[int, Link]) -> T:
-    """Run a role to its end and return its result."""
+def _unwatched(_gate: int) -> None:
+    return None
+
+
+def carry(talk: Talk[T], links: Mapping[int, Link], watch: Callable[[int], None] = _unwatched) -> T:
+    """Run a role to its end and return its result. ``watch`` is told the number of each nonlinear
+    step as it begins, and may raise."""
     answer = None
     while True:
         try:
@@ -33,6 +38,9 @@ def carry(talk: Talk[T], links: Mapping[int, Link]) -> T:
             return result
         if isinstance(step, Send):
             links[step.peer].send(step.data)
+            answer = _NOTHING
+        elif isinstance(step, Begin):
+            watch(step.gate)
             answer = _NOTHING
         else:
             answer = links[step.peer].receive(step.size)

@@ -23,6 +23,7 @@ from primia.mpc.securenn.layout import CONVERSION, SIGN, blocks, stream
 from primia.mpc.securenn.ring64 import Words
 from primia.mpc.securenn.wire import (
     ASSISTANT,
+    Begin,
     Talk,
     receive_field,
     receive_odd,
@@ -92,6 +93,7 @@ def select_positive(
 
     ReLU (algorithm 7) where y is the payload; ``gate`` numbers the gates of a session.
     """
+    yield Begin(gate)
     conversion = Conversion.begin(me, gate, y + y)
     yield from send(ASSISTANT, conversion.masked)
     dealt = yield from take_deal(me, gate, len(y), len(payloads))

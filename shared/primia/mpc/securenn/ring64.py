@@ -143,8 +143,8 @@ def _convolve(x: Real, weight: Real, window: Window) -> Real:
 def truncate(share: Words, party: int, bits: int) -> Words:
     """Share-wise division by 2^bits (Mohassel, Zhang: SecureML, IEEE S&P 2017, section 4.1).
 
-    The shares of y become shares of y >> bits, or of one unit above, but for a probability of
-    |y| / 2^63 (over the shares), with which the result is of no use.
+    The shares of y become shares of y / 2^bits rounded up or down, the nearer more often, but for
+    a probability of |y| / 2^63 (over the shares), with which the result is of no use.
     """
     if party == 0:
         return share >> np.uint64(bits)

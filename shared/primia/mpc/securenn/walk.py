@@ -14,6 +14,7 @@ from primia.mpc.operations import (
     Dense,
     Flatten,
     MaxPool,
+    Narrow,
     Operation,
     Relu,
     Shape,
@@ -62,9 +63,10 @@ def _apply(
     match op:
         case Convolution() | Dense():
             return (yield from side.linear(op, x))
+        case Narrow():
+            return truncate(x, side.party.index, op.low)
         case Relu():
-            short = truncate(x, side.party.index, op.shift)
-            (y,) = yield from select_positive(side.party, next(gates), x.ravel(), [short.ravel()])
+            (y,) = yield from select_positive(side.party, next(gates), x.ravel(), [x.ravel()])
             return y.reshape(x.shape)
         case MaxPool():
             for axis, tree in zip((3, 2), pool_trees(op, x.shape[1:]), strict=True):

@@ -1,7 +1,8 @@
 """What a role says and hears: steps that a protocol yields, and strict reading of what comes.
 
 A protocol is a generator. It yields ``Send`` (answered at once: a driver queues it and never
-waits) and ``Receive`` (answered with exactly that many bytes of what this peer sent, in its order).
+waits), ``Receive`` (answered with exactly that many bytes of what this peer sent, in its order),
+and ``Begin`` (nothing to carry).
 All sizes follow from the public plan, so the bytes between two roles need no frames. Elements out
 of range are ``MalformedMessage``.
 """
@@ -41,7 +42,15 @@ class Receive:
     size: int
 
 
-Talk = Generator[Send | Receive, memoryview, T]
+@dataclass(frozen=True)
+class Begin:
+    """The nonlinear step of this number begins: for whoever watches; answered with nothing."""
+
+    gate: int
+
+
+Step = Send | Receive | Begin
+Talk = Generator[Step, memoryview, T]
 
 
 def send(peer: int, *arrays: NDArray[Any]) -> Talk[None]:
