@@ -96,6 +96,7 @@ class RoundView(Message):
     accuracy: float
     seconds: float
     received: Scores | None = None
+    stopped: bool = Field(default=False, description="early stopping has ended training here")
 
     @classmethod
     def of(cls, row: Round) -> RoundView:
