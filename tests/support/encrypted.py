@@ -141,16 +141,20 @@ class Network:
 
     def serve(self, name: str = "chest", stock: int = 0, batch: int = 1, results=("scores",)):
         """Register a small CNN and serve it; returns its servings."""
+        self.register(name)
+        return self.ask_serving(name, stock, batch, results)
+
+    def register(self, name: str, **changes: Any) -> None:
+        """A small CNN, or what the changes make of it, with the weights of its seed."""
         model = {
             "name": name, "architecture": "small_cnn", "classes": CLASSES, "channels": 1,
-            "image_size": SIZE, "seed": 5,
+            "image_size": SIZE, "seed": 5, **changes,
         }  # fmt: skip
         assert self.call("POST", OWNER, "/models", json=model).status_code == 202
         path = f"/models/{name}/versions/1"
         wait_until(
             lambda: self.call("GET", OWNER, path).json()["state"] == "ready", what="the model"
         )
-        return self.ask_serving(name, stock, batch, results)
 
     def ask_serving(self, name: str = "chest", stock=0, batch=1, results=("scores",)):
         path = f"/models/{name}/versions/1/serve"

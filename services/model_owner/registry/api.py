@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -12,6 +13,7 @@ from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
 from primia.chassis.identity import Principal
 from primia.chassis.problems import responses
+from primia.learning.calibration import largest_file, unpack
 from primia.learning.spec import ModelSpec
 from primia.messages.common import Name
 from primia.messages.registry import (
@@ -28,6 +30,12 @@ from services.model_owner.registry.views import model_report, version_report
 User = Annotated[Principal, Depends(require("user"))]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 BINARY = "application/octet-stream"
+_BINARY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 router = APIRouter(prefix="/models", tags=["models"], dependencies=[Depends(require("user"))])
 
@@ -118,12 +126,7 @@ def download(ctx: Ctx, name: Name, version: Number) -> FileResponse:
     status_code=202,
     summary="Upload a new version",
     responses=responses(400, 404, 409, 413, 422, 507),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
-        }
-    },
+    openapi_extra=_BINARY_BODY,
 )
 async def upload(
     ctx: Ctx,
@@ -151,6 +154,40 @@ async def upload(
         target.unlink(missing_ok=True)
     response.headers["Location"] = _location(report.model, report.version)
     return report
+
+
+@router.put(
+    "/{name}/versions/{version}/calibration",
+    status_code=204,
+    summary="Give images for measuring a version's values",
+    responses=responses(404, 409, 413, 422, 507),
+    openapi_extra=_BINARY_BODY,
+)
+async def calibrate(ctx: Ctx, request: Request, name: Name, version: Number) -> None:
+    """The body is a safetensors file with the tensor `pixels`, uint8 (1 to 64, channels, size,
+    size). Used when the version is compiled for encrypted inference: withdraw it and serve it
+    again if it is served already. The images stay here."""
+    row, shape = await run_sync(_calibrated, ctx, name, version)
+    target = weights.calibration_path(ctx.files, f"{row.id}.{fresh_bytes(8).hex()}")
+    try:
+        await receive.to_file(request, ctx.files, target, largest_file(shape))
+        await run_sync(_check_calibration, target, shape)
+        target.replace(weights.calibration_path(ctx.files, row.id))
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def _calibrated(
+    ctx: Context, name: str, version: int
+) -> tuple[store.ModelVersion, tuple[int, int, int]]:
+    with ctx.db.reading() as session:
+        spec = store.spec_of(store.find_model(session, name))
+        row = store.ready_version(session, name, version)
+    return row, (spec.channels, row.image_size, row.image_size)
+
+
+def _check_calibration(path: FilePath, shape: tuple[int, int, int]) -> None:
+    unpack(path.read_bytes(), shape)
 
 
 def _upload_limit(ctx: Context, name: str, parent: int | None, image_size: int | None) -> int:

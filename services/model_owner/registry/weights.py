@@ -32,6 +32,11 @@ def upload_path(files: Files, version_id: str) -> Path:
     return files.path("models", f"{version_id}.upload")
 
 
+def calibration_path(files: Files, version_id: str) -> Path:
+    """The owner's images for measuring the model's values; not every version has them."""
+    return files.path("models", f"{version_id}.calibration")
+
+
 def layout_of(spec: ModelSpec) -> Layout:
     from primia.learning.models import spec_layout  # torch: the API imports this module as well
 

@@ -1,14 +1,20 @@
-"""``primia models list | create | serve | download``"""
+"""``primia models list | create | import | calibrate | serve | download``"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from primia.cli import output, profile
+from primia.cli.downloads import download_once
 from primia.cli.output import Format, FormatOption
+from primia.errors import InvalidInput
+from primia.learning import images
+from primia.learning.calibration import MAX_IMAGES, pack
+from primia.learning.layout import write_state
 from primia.messages.inference import ServeRequest
 from primia.messages.registry import NewModel
 
@@ -62,6 +68,55 @@ def create(
     owner.create_model(wanted)
     found = owner.wait_version(name, 1)
     output.show(found, form, lambda: f"{name} version 1 is ready ({output.size(found.bytes)}).")
+
+
+@app.command("import")
+@output.guarded
+def import_weights(
+    name: str,
+    file: Annotated[
+        Path | None, typer.Argument(help="torchvision's names; .pth, safetensors")
+    ] = None,
+    imagenet: Annotated[bool, typer.Option(help="download torchvision's ImageNet weights")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Give a model weights that others have trained, as its next version.
+
+    The last layer keeps the model's own weights unless it has as many classes.
+    """
+    from primia.learning.models import spec_layout  # torch takes seconds to load
+    from primia.learning.pretrained import adapt, imagenet_url, read_file
+
+    if (file is None) != imagenet:
+        raise InvalidInput("Give either a file or --imagenet.")
+    owner = profile.load().model_owner()
+    spec = owner.model(name).spec
+    path = file or download_once(imagenet_url(spec.architecture))
+    data = write_state(adapt(read_file(path), spec), spec_layout(spec))
+    made = owner.upload(name, data, parent=1)
+    found = owner.wait_version(name, made.version)
+    output.show(found, form, lambda: f"{name} version {found.version} has {path.name}'s weights.")
+
+
+@app.command()
+@output.guarded
+def calibrate(
+    name: str,
+    version: int,
+    folder: Annotated[Path, typer.Argument(help="images as the model will see them")],
+    count: Annotated[int, typer.Option(min=1, max=MAX_IMAGES, help="images to use")] = 32,
+) -> None:
+    """Measure a version's values on your images when it is compiled (before: serve)."""
+    owner = profile.load().model_owner()
+    spec = owner.model(name).spec
+    size = owner.version(name, version).image_size
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in images.SUFFIXES)
+    if not files:
+        raise InvalidInput(f"There are no images in {folder}.")
+    chosen = files[:: -(-len(files) // count)]
+    pixels = np.stack([images.load(file, size, spec.channels) for file in chosen])
+    owner.calibrate(name, version, pack(pixels))
+    typer.echo(f"{len(pixels)} images will be used when {name} version {version} is compiled.")
 
 
 @app.command()

@@ -10,11 +10,12 @@ from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import Unavailable
 from primia.messages.inference import ServeRequest, Servings
-from primia.messages.registry import ModelList, NewModel, NodeList, VersionReport
+from primia.messages.registry import ModelList, ModelReport, NewModel, NodeList, VersionReport
 from primia.messages.rounds import RunRequest
 from primia.messages.runs import RunPage, RunReport, RunSummary
 
 _PREPARE_SECONDS = 300.0
+_UPLOAD_SECONDS = 600.0
 
 
 class ModelOwner(Connection):
@@ -23,6 +24,9 @@ class ModelOwner(Connection):
 
     def models(self) -> ModelList:
         return self.http.get("/models", ModelList)
+
+    def model(self, name: str) -> ModelReport:
+        return self.http.get(f"/models/{name}", ModelReport)
 
     def create_model(self, model: NewModel) -> VersionReport:
         return self.http.parse(self.http.post("/models", model), VersionReport)
@@ -47,6 +51,20 @@ class ModelOwner(Connection):
         report = self.version(model, version)
         path = f"/models/{model}/versions/{version}/weights"
         self.http.download(path, target, report.bytes or 0)
+
+    def upload(self, model: str, data: bytes, parent: int | None = None) -> VersionReport:
+        """A new version with these weights (safetensors); it is checked in the background."""
+        params = {} if parent is None else {"parent": parent}
+        path = f"/models/{model}/versions"
+        answer = self.http.request(
+            "POST", path, content=data, params=params, timeout=_UPLOAD_SECONDS
+        )
+        return self.http.parse(answer, VersionReport)
+
+    def calibrate(self, model: str, version: int, data: bytes) -> None:
+        """Images for measuring the version's values (``learning.calibration.pack``)."""
+        path = f"/models/{model}/versions/{version}/calibration"
+        self.http.request("PUT", path, content=data, timeout=_UPLOAD_SECONDS)
 
     def nodes(self) -> NodeList:
         return self.http.get("/nodes", NodeList)

@@ -16,6 +16,7 @@ from torch import nn
 from primia.errors import InvalidInput, MalformedMessage, UnsupportedModel
 from primia.mpc.compile_bounds import Extent, extents
 from primia.mpc.compile_emit import operations
+from primia.mpc.compile_equalise import equalise
 from primia.mpc.compile_float import evaluate_graph
 from primia.mpc.compile_graph import (
     Conv,
@@ -71,6 +72,8 @@ def compile_model(
         _check_readers(graph)
         _check_fidelity(module, graph, _probe(input_shape))
     magnitudes = _magnitudes(graph, images)
+    if images is not None:  # bounds that were not measured are too wide to share out bits by
+        graph, magnitudes = equalise(graph, magnitudes)
     scales = choose_scales(graph, magnitudes, activation_bits)
     model = _quantised(graph, scales, input_shape, result)
     if images is not None:

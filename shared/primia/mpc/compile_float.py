@@ -16,6 +16,7 @@ from primia.mpc.compile_graph import (
     Node,
     Norm,
     Rectify,
+    Resample,
     Sum,
 )
 from primia.mpc.compile_maps import convolve, dense, max_pool, sum_pool
@@ -47,6 +48,8 @@ def _node(node: Node, inputs: list[Floats]) -> Floats:
         return sum_pool(x, node.kernel, node.stride, node.padding) / node.divisor
     if isinstance(node, Sum):
         return sum_pool(x, node.kernel, node.stride, node.padding)
+    if isinstance(node, Resample):
+        return np.asarray(node.rows @ x @ node.columns.T)
     if isinstance(node, Addition):
         return x + inputs[1]
     assert isinstance(node, Flat)

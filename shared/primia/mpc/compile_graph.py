@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 
 SUPPORTED = (
     "Supported: Conv2d (no dilation), BatchNorm behind a convolution or a linear layer, Linear, "
-    "ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d to a divisor of its input, residual additions, "
+    "ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d (to a divisor of its input, or before a "
+    "flattened fully connected layer), residual additions, "
     "Flatten, Dropout, Identity."
 )
 
@@ -115,6 +116,14 @@ class Sum(Window):
 
 
 @dataclass(frozen=True)
+class Resample(Node):
+    """Adaptive average pooling to a size that does not divide its input's: y = rows x columns^T."""
+
+    rows: Floats  # (H', H)
+    columns: Floats  # (W', W)
+
+
+@dataclass(frozen=True)
 class Addition(Node):
     pass
 
@@ -190,6 +199,8 @@ def output_shape(node: Node, sources: Sequence[Shape]) -> Shape:
         return (node.weight.shape[0],)
     if isinstance(node, Window):
         return (*_channels(node, shape)[:1], *_slide(node, shape, node.kernel))
+    if isinstance(node, Resample):
+        return (*_channels(node, shape)[:1], len(node.rows), len(node.columns))
     if isinstance(node, Flat):
         return (int(np.prod(shape)),)
     if isinstance(node, Addition) and sources[0] != sources[1]:

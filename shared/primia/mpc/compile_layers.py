@@ -30,6 +30,7 @@ from primia.mpc.compile_graph import (
     Norm,
     Pair,
     Rectify,
+    Resample,
     Shape,
     Statistics,
     refuse,
@@ -44,6 +45,7 @@ class Call:
     def __init__(self, node: TorchNode, name: str, module: nn.Module | None) -> None:
         self._node = node
         self.name = name
+        self._owner = _owner(node)
         self.module = cast(Any, module)
         self.tensors = [arg for arg in node.args if isinstance(arg, TorchNode) and is_tensor(arg)]
         self.sources: tuple[int, ...] = ()
@@ -72,7 +74,10 @@ class Call:
         return shape_of(self.tensors[0])
 
     def refuse(self, reason: str) -> UnsupportedModel:
-        return refuse(self.name, self.kind, reason)
+        """Names the layer by its path; a function by that of the module that calls it."""
+        function = self._node.op in ("call_function", "call_method")
+        path = f"{self._owner}." if function and self._owner else ""
+        return refuse(path + self.name, self.kind, reason)
 
     def pair(self, position: int, name: str, default: Any) -> Pair:
         value = self.argument(position, name, default)
@@ -82,6 +87,12 @@ class Call:
         if len(pair) != 2 or not all(isinstance(size, int) for size in pair):
             raise self.refuse(f"{name} {value!r} is not a pair of integers")
         return cast(Pair, pair)
+
+
+def _owner(node: TorchNode) -> str:
+    """The path of the module in whose forward pass a function is called; empty: the outermost."""
+    stack = cast(dict[str, Any], node.meta.get("nn_module_stack", {}))
+    return next(reversed(stack), "")
 
 
 def is_tensor(node: TorchNode) -> bool:
@@ -199,9 +210,22 @@ def _window(call: Call, ceil_mode: int) -> tuple[Pair, Pair, Pair]:
 
 def _adaptive_average(call: Call) -> Node | None:
     size, wanted = call.input_shape(), call.shape()
-    if len(size) != 3 or size[1] % wanted[1] or size[2] % wanted[2]:
-        raise call.refuse(f"its output {wanted[1:]} does not divide its input {size[1:]}")
+    if len(size) != 3:
+        raise call.refuse(f"it needs an input (C, H, W), not {size}")
+    if size[1] % wanted[1] or size[2] % wanted[2]:
+        rows, columns = _averages(size[1], wanted[1]), _averages(size[2], wanted[2])
+        return Resample(call.name, call.sources, rows, columns)
     return _average(call, (size[1] // wanted[1], size[2] // wanted[2]))
+
+
+def _averages(given: int, made: int) -> Floats:
+    """(made, given): the mean over floor(i given / made) to ceil((i + 1) given / made), as torch
+    has it."""
+    found = np.zeros((made, given))
+    for i in range(made):
+        start, stop = i * given // made, -(-(i + 1) * given // made)
+        found[i, start:stop] = 1 / (stop - start)
+    return found
 
 
 def _mean(call: Call) -> Node | None:

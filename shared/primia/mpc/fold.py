@@ -1,17 +1,23 @@
 """Rewrites of the float64 graph that change no result: what the plan's gates need not compute.
 
 1. ``fold_norms``: BatchNorm joins the linear layer before it: W' = scale W, b' = scale b + offset.
-2. ``relu_behind_pooling``: max and ReLU commute, and pooling first leaves fewer ReLUs.
-3. ``fold_averages``: average pooling sums; its 1/k moves into the next linear layer's weights.
+2. ``fold_resampling``: uneven adaptive pooling before a flattened fully connected layer is linear:
+   it joins that layer's weights.
+3. ``relu_behind_pooling``: max and ReLU commute, and pooling first leaves fewer ReLUs.
+4. ``fold_averages``: average pooling sums; its 1/k moves into the next linear layer's weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from primia.mpc.compile_graph import (
     Addition,
     Average,
+    Conv,
+    Flat,
     Floats,
     Graph,
     Linear,
@@ -19,16 +25,20 @@ from primia.mpc.compile_graph import (
     Node,
     Norm,
     Rectify,
+    Resample,
     Rewriter,
     Sum,
     refuse,
     rewrite,
 )
 
+# A merged layer has at most this many times the weights that it had.
+_GROWTH = 2
+
 
 def fold(graph: Graph) -> Graph:
     """All rewrites in order. Raises UnsupportedModel naming the layer that does not fit."""
-    return fold_averages(relu_behind_pooling(fold_norms(graph)))
+    return fold_averages(relu_behind_pooling(fold_resampling(fold_norms(graph))))
 
 
 def fold_norms(graph: Graph) -> Graph:
@@ -79,6 +89,57 @@ def _without_unread(graph: Graph) -> Graph:
             rewriter.emit(node, value)
 
     return rewrite(graph, step)
+
+
+def fold_resampling(graph: Graph) -> Graph:
+    """Merge every Resample into the fully connected layer that reads it flattened."""
+    users = graph.users()
+    merged = {
+        _flattened_reader(graph, users, index): node
+        for index, node in enumerate(graph.nodes)
+        if isinstance(node, Resample)
+    }
+
+    def step(rewriter: Rewriter, value: int, node: Node) -> None:
+        if isinstance(node, Resample):
+            rewriter.alias(value, node.source)
+            return
+        resample = merged.get(value - 1)
+        if resample is not None:
+            assert isinstance(node, Linear)
+            node = replace(node, weight=_resampled(node.weight, resample))
+        rewriter.emit(node, value)
+
+    return rewrite(graph, step)
+
+
+def _flattened_reader(graph: Graph, users: dict[int, list[int]], index: int) -> int:
+    """The index of the Linear that alone reads a Resample, through a Flat."""
+    node, at = graph.nodes[index], index
+    assert isinstance(node, Resample)
+    made, given = (len(node.rows), len(node.columns)), (node.rows.shape[1], node.columns.shape[1])
+    uneven = f"its output {made} does not divide its input {given}"
+    for wanted in (Flat, Linear):
+        readers = users[at + 1]
+        at = readers[0] if len(readers) == 1 else -1
+        if at < 0 or not isinstance(graph.nodes[at], wanted) or isinstance(graph.nodes[at], Conv):
+            raise refuse(
+                node.name,
+                "AdaptiveAvgPool2d",
+                f"{uneven}, and no flattened fully connected layer follows it to take it up",
+            )
+    if given[0] * given[1] > _GROWTH * made[0] * made[1]:
+        raise refuse(
+            node.name, "AdaptiveAvgPool2d", f"{uneven}, which is much larger; resize the images"
+        )
+    return at
+
+
+def _resampled(weight: Floats, by: Resample) -> Floats:
+    """(out, C H' W') to (out, C H W)."""
+    shape = (len(weight), -1, len(by.rows), len(by.columns))
+    along = weight.reshape(shape) @ by.columns  # (out, C, H', W)
+    return np.asarray((by.rows.T @ along).reshape(len(weight), -1))
 
 
 def relu_behind_pooling(graph: Graph) -> Graph:

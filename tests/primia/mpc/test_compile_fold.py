@@ -193,3 +193,39 @@ def test_norms_fold_into_every_convolution(gamma, variance, groups, stride):
     found = evaluate_graph(fold(trace(module, (2, 8, 8))), batch)[-1]
     wanted = float_scores(module, batch)
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9 * (1 + np.abs(wanted).max()))
+
+
+def uneven(size, made, between=None):
+    """Adaptive pooling of (2, size) to another size, then fully connected."""
+    layers = [nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(made), nn.Flatten()]
+    layers += [between] if between else []
+    inputs = 2 * made[0] * made[1]
+    return nn.Sequential(*layers, nn.Linear(inputs, 3)).eval(), (1, *size)
+
+
+@pytest.mark.parametrize(
+    ("size", "made"),
+    [((1, 1), (7, 7)), ((2, 3), (7, 7)), ((8, 8), (7, 7)), ((4, 9), (3, 7)), ((5, 4), (7, 4))],
+)
+def test_uneven_pooling_joins_the_fully_connected_layer(size, made):
+    torch.manual_seed(3)
+    module, shape = uneven(size, made, nn.Dropout())
+    graph = fold(trace(module, shape))
+    assert kinds(graph) == ["Conv", "Rectify", "Flat", "Linear"]
+    assert graph.nodes[-1].weight.shape == (3, 2 * size[0] * size[1])
+    batch = images(shape, 4, seed=5)
+    wanted = float_scores(module, batch)
+    for found in (trace(module, shape), graph):
+        np.testing.assert_allclose(evaluate_graph(found, batch)[-1], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "reason"),
+    [
+        (*uneven((12, 12), (7, 7)), "much larger"),
+        (*uneven((4, 4), (3, 3), nn.ReLU()), "no flattened fully connected layer"),
+    ],
+)
+def test_uneven_pooling_that_nothing_takes_up_is_refused(module, shape, reason):
+    with pytest.raises(UnsupportedModel, match=rf"'2' \(AdaptiveAvgPool2d\).*{reason}"):
+        fold(trace(module, shape))

@@ -111,6 +111,12 @@ def test_the_functional_forms_of_known_layers_are_taken(function):
     assert model.plan.classes == 2
 
 
+def test_a_function_is_named_with_the_module_that_calls_it():
+    module = nn.Sequential(Called(torch.sigmoid), nn.ReLU()).eval()
+    with pytest.raises(UnsupportedModel, match=r"Layer '0\.sigmoid' \(sigmoid\)"):
+        trace(module, (1, 4, 4))
+
+
 def test_a_module_in_training_mode_is_refused_by_name():
     module = Called(nn.Identity()).eval()
     module.fc.train()

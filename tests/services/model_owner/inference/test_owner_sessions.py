@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from primia.chassis import migrate
+from primia.learning.calibration import pack, probes
+from primia.learning.images import normalise
+from primia.learning.models import create_model
+from primia.learning.spec import ModelSpec
 from primia.messages.inference import Deal, ServedModels, Session
 from primia.mpc.client import Client, PreparedOpening
+from primia.mpc.compile import compile_model
 from primia.mpc.material import Half
 from primia.mpc.plan import Plan
 from services.model_owner.inference import models, serving, sessions
@@ -18,9 +23,10 @@ from services.model_owner.inference import store as owner_store
 from services.model_owner.inference.worker import keep_once
 from services.model_owner.tables import Base
 from tests.support.contexts import Cast
-from tests.support.encrypted import DEALER, NODE, OTHER, OWNER, SIZE, network
+from tests.support.encrypted import CLASSES, DEALER, NODE, OTHER, OWNER, SIZE, network
 from tests.support.servers import wait_until
 
+BINARY = {"Content-Type": "application/octet-stream"}
 IMAGE = np.zeros((1, 1, SIZE, SIZE), np.float32)
 _names = count()
 
@@ -296,17 +302,36 @@ def test_serving_again_renews_the_stock_and_keeps_the_plan(grid):
     grid.ask_serving(stock=0, batch=1)
 
 
-def test_a_model_that_cannot_be_compiled_is_refused_by_name(grid, monkeypatch):
-    from primia.errors import UnsupportedModel
-    from services.model_owner.inference import compiling
-
-    def refuse(*_, **__):
-        raise UnsupportedModel("Layer features.3 (GELU) is not supported.", hint="Use ReLU.")
-
-    monkeypatch.setattr(compiling, "compile_model", refuse)
-    found = grid.serve(f"odd{next(_names)}")
+def test_a_model_that_cannot_be_compiled_is_refused_by_name(grid):
+    name = f"odd{next(_names)}"
+    grid.register(name, norm="group")
+    found = grid.ask_serving(name)
     assert found[0]["state"] == "failed"
-    assert "features.3 (GELU)" in found[0]["reason"]
+    assert "'1' (GroupNorm)" in found[0]["reason"]
+    assert "Supported: Conv2d" in found[0]["reason"]
+    assert grid.call("GET", OWNER, f"/models/{name}/versions/1").json()["state"] == "ready"
+
+
+def test_a_model_without_norms_is_measured(grid):
+    """On probes at first, then on the owner's own images."""
+    name = f"lenet{next(_names)}"
+    grid.register(name, architecture="lenet")
+    spec = ModelSpec(architecture="lenet", classes=CLASSES, channels=1, image_size=SIZE, seed=5)
+    check_measured_on(grid, name, spec, probes(spec))
+    path = f"/models/{name}/versions/1"
+    dim = np.full((2, 1, SIZE, SIZE), 128, np.uint8)
+    sent = grid.call("PUT", OWNER, f"{path}/calibration", content=pack(dim), headers=BINARY)
+    assert sent.status_code == 204, sent.text
+    assert grid.call("DELETE", OWNER, f"{path}/serve").status_code == 204
+    check_measured_on(grid, name, spec, normalise(dim, spec.mean, spec.std))
+
+
+def check_measured_on(grid, name, spec, images):
+    served = grid.ask_serving(name)[0]
+    assert served["state"] == "serving", served
+    module = create_model(spec).eval()
+    wanted = compile_model(module, spec.input_shape, calibration=images)
+    assert grid.compiled(served["plan"]).to_bytes() == wanted.to_bytes()
 
 
 def test_after_a_failure_a_new_plan_with_a_new_mask(grid, monkeypatch):

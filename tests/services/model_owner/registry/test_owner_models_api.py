@@ -6,7 +6,9 @@ import hashlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from primia.learning.calibration import pack, unpack
 from primia.learning.layout import read_metadata, read_state, write_state
 from primia.learning.models import create_model, flatten
 from primia.learning.spec import ModelSpec
@@ -212,6 +214,50 @@ def test_a_version_waits_for_space_and_says_so(federation):
     files._min_free = reserve
     federation.work()
     assert (version(federation)["state"], version(federation)["reason"]) == ("ready", "")
+
+
+def calibrate(federation, content: bytes, path: str = "/models/chest/versions/1"):
+    return federation.user("PUT", f"{path}/calibration", content=content, headers=BINARY)
+
+
+def test_calibration_images_are_kept_beside_the_weights(federation):
+    federation.with_model()
+    pixels = np.arange(2 * 256, dtype=np.uint16).astype(np.uint8).reshape(2, 1, 16, 16)
+    for given in (pixels, pixels[:1]):  # the latter replaces the former
+        assert calibrate(federation, pack(given)).status_code == 204
+    with federation.ctx.db.reading() as session:
+        row = tasks.store.find_version(session, "chest", 1)
+    stored = weights.calibration_path(federation.ctx.files, row.id).read_bytes()
+    np.testing.assert_array_equal(unpack(stored, (1, 16, 16)), pixels[:1])
+
+
+WRONG_CALIBRATION = [
+    (b"nonsense", 422, "no safetensors file"),
+    (b"", 422, "empty"),
+    (pack(np.zeros((1, 3, 16, 16), np.uint8)), 422, "(1 to 64, 1, 16, 16)"),
+    (pack(np.zeros((1, 1, 16, 16), np.float32)), 422, "U8"),
+    (pack(np.zeros((0, 1, 16, 16), np.uint8)), 422, "1 to 64"),
+    (save({"other": np.zeros((1, 1, 16, 16), np.uint8)}), 422, "'pixels'"),
+    (bytes(64 * 256 + 4097), 413, "larger than"),
+]
+
+
+@pytest.mark.parametrize(("content", "status", "word"), WRONG_CALIBRATION)
+def test_wrong_calibration_images_are_refused(federation, content, status, word):
+    federation.with_model()
+    answer = calibrate(federation, content)
+    assert (answer.status_code, word in answer.json()["detail"]) == (status, True), answer.text
+    folder = federation.ctx.files.path("models", "x").parent
+    assert not list(folder.glob("*.calibration"))
+
+
+def test_calibration_of_what_is_unknown_or_not_ready(federation):
+    federation.user("POST", "/models", json=NEW)
+    images = pack(np.zeros((1, 1, 16, 16), np.uint8))
+    assert_problem(calibrate(federation, images), 409, "conflict", "preparing")
+    for path, word in UNKNOWN[2::2]:
+        if path.endswith("1") or path.endswith("7"):
+            assert_problem(calibrate(federation, images, path), 404, "not-found", word)
 
 
 def test_a_worker_that_dies_too_often_over_a_version_gives_it_up(federation, monkeypatch):
