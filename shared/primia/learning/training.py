@@ -263,7 +263,8 @@ class _Session:
     def _batch(self, index: NDArray[np.int64]) -> Batch:
         images, labels = self._data.batch(index, self._place)
         if self._config.augment:
-            images = augment(images, self._generator)
+            data, config = self._data, self._config
+            images = augment(images, self._generator, config.augmentation, data.mean, data.std)
         return mix(images, labels, self._config.mixup, self._generator)
 
     def _check(self, should_stop: ShouldStop | None, *, first: bool = False) -> None:

@@ -68,3 +68,9 @@ def torchvision_models() -> ModuleType:
 def torchmetrics_functional() -> ModuleType:
     declare_operators()
     return importlib.import_module("torchmetrics.functional.classification")
+
+
+def torchvision_transforms() -> ModuleType:
+    """torchvision's transforms v2 as functions."""
+    declare_operators()
+    return importlib.import_module("torchvision.transforms.v2.functional")

@@ -1,0 +1,109 @@
+"""Geometric variations as one sampling grid an image, so that each image is interpolated once.
+
+A grid says for every output pixel where in the input it comes from, in torch's normalised
+coordinates: -1 and 1 are the outer edges, x before y. Affine parts act on coordinates of the whole
+image, displacements are added to them. Beyond the edges the edge is repeated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from primia.learning.config import Augmentation
+
+GRID_CELLS = 5
+ELASTIC_CELLS = 6  # control points a side of the smooth displacement field
+
+
+class Draws:
+    """Uniform numbers for each image of a batch, from one generator, where the images lie."""
+
+    def __init__(self, count: int, generator: torch.Generator, device: torch.device) -> None:
+        self.count, self._generator, self._device = count, generator, device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(N, *shape) in [0, 1)"""
+        values = torch.empty(self.count, *shape).uniform_(generator=self._generator)
+        return values.to(self._device)
+
+    def around(self, reach: float, *shape: int) -> Tensor:
+        """(N, *shape) in [-reach, reach)"""
+        return reach * (2 * self.uniform(*shape) - 1)
+
+    def happens(self, chance: float) -> Tensor:
+        """bool (N,)"""
+        return self.uniform() < chance
+
+    def normal(self, *shape: int) -> Tensor:
+        values = torch.empty(self.count, *shape).normal_(generator=self._generator)
+        return values.to(self._device)
+
+
+def warps(config: Augmentation) -> bool:
+    """Whether anything but mirroring, flipping and moving by whole pixels is asked for."""
+    return any(
+        (
+            config.rotation,
+            config.scale,
+            config.shear,
+            config.crop,
+            config.elastic,
+            config.grid,
+            config.optical,
+        )
+    )
+
+
+def warp(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
+    """Images (N, C, S, S), each through a grid of its own."""
+    grid = functional.affine_grid(
+        _affine(config, draws), list(images.shape), align_corners=False
+    )  # (N, S, S, 2)
+    if config.optical:
+        grid = _optical(grid, draws.around(config.optical))
+    if config.grid:
+        knots = draws.around(config.grid * 2 / GRID_CELLS, 2, GRID_CELLS, GRID_CELLS)
+        grid = grid + _spread(knots, images.shape[-1])
+    if config.elastic:
+        field = draws.around(2 * config.elastic, 2, ELASTIC_CELLS, ELASTIC_CELLS)
+        grid = grid + _spread(field, images.shape[-1])
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _affine(config: Augmentation, draws: Draws) -> Tensor:
+    """(N, 2, 3): crop, scale, shear, rotation, mirror and flip, then translation."""
+    angle = draws.around(math.radians(config.rotation))
+    shear = torch.tan(draws.around(math.radians(config.shear)))
+    size = (1 + draws.around(config.scale)) * (1 - config.crop * draws.uniform())
+    across = torch.where(draws.happens(config.mirror), -1.0, 1.0)
+    down = torch.where(draws.happens(config.flip), -1.0, 1.0)
+    free = (2 * config.translation + (1 - size).clamp(min=0))[:, None]
+    move = free * (2 * draws.uniform(2) - 1)  # (N, 2): where the cut lies, and the translation
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    matrix = torch.stack(
+        [
+            torch.stack([cosine * across, (cosine * shear - sine) * down, move[:, 0]], dim=1),
+            torch.stack([sine * across, (sine * shear + cosine) * down, move[:, 1]], dim=1),
+        ],
+        dim=1,
+    )
+    matrix[:, :, :2] *= size[:, None, None]
+    return matrix
+
+
+def _optical(grid: Tensor, strength: Tensor) -> Tensor:
+    """Radial distortion: r becomes r (1 + k r²), barrel or pincushion."""
+    square = (grid**2).sum(dim=-1, keepdim=True)
+    return grid * (1 + strength[:, None, None, None] * square)
+
+
+def _spread(knots: Tensor, size: int) -> Tensor:
+    """Displacements (N, 2, cells, cells) spread smoothly over the image: (N, S, S, 2)."""
+    field = functional.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)
+    return field.permute(0, 2, 3, 1)
