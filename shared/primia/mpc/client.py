@@ -114,6 +114,7 @@ class Client:
         data = payload(response, Kind.RESPONSE, self._session_id, number, size)
         if number == len(self._gates):
             self._result = self._open(data)
+            self._let_go()
             return None
         gate = self._gates[number]
         masked = Masked.parse(data, gate, batch * gate.comparisons)
@@ -152,7 +153,11 @@ class Client:
     def close(self) -> None:
         """Drop all state but the result; the half is burnt."""
         self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._share = None
+        self._keys.close()
         self._half.close()
 
     def __repr__(self) -> str:

@@ -137,6 +137,10 @@ class Cursor:
     def words(self, count: int) -> Ring:
         return self.take(4 * count).view("<u4")
 
+    def close(self) -> None:
+        """Let go of the section: a mapped file stays in memory as long as anybody holds it."""
+        self._data = self._data[:0].copy()
+
 
 class Half:
     """One party's half, parsed: its seed and where its corrections and keys lie. A secret."""

@@ -133,7 +133,7 @@ class Owner:
             assert self._run is not None
             return self._run.send(data)
         except StopIteration as end:
-            self._run = None
+            self._let_go()  # all is spent; the last answer may be asked for again
             return words_to_bytes(end.value)
 
     def _stored(self, number: int, body: bytes) -> bytes | None:
@@ -157,8 +157,11 @@ class Owner:
     def close(self) -> None:
         """Drop all state; the half is burnt."""
         self._closed = True
-        self._run = None
         self._answered = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._run = None
         self._side.close()
         self._half.close()
 
@@ -217,3 +220,5 @@ class _OwnerSide:
 
     def close(self) -> None:
         self._deltas = memoryview(b"")
+        self._corrections.close()
+        self._keys.close()

@@ -1,5 +1,7 @@
 """The two state machines: order, repetition, refusal, strict frames."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -197,6 +199,27 @@ def test_a_closed_session_answers_nothing_and_forgets():
 class FailingEvaluator:
     def evaluate(self, shape, party, x, roots, key):
         raise MemoryError
+
+
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_session_that_is_done_lets_go_of_its_mapped_half(party, tmp_path):
+    """Else the worker that serves it would keep half a gigabyte until it closes the session."""
+    plan = tiny_plan()
+    s = Session(plan, weights_for(plan, 1))
+    path = tmp_path / "half"
+    path.write_bytes(s.deal.half(party))
+    mapped = np.memmap(path, np.uint8, mode="r")
+    held = weakref.ref(mapped)
+    half = Half.open(mapped, s.plan, 1, party, DEAL)
+    del mapped
+    if party == 0:
+        s.owner = Owner(PreparedModel(s.plan, s.weights), half, SESSION)
+    else:
+        s.client = Client(PreparedOpening(s.plan, s.opening), half, SESSION)
+    s.run(IMAGE)
+    assert held() is None
+    assert s.owner.done
+    assert len(s.client.result()) == 1
 
 
 def test_a_session_that_breaks_is_closed_with_its_half():
