@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from primia.chassis.service import Service
+from services.crypto_provider.assistance import api as assistance_api
 from services.crypto_provider.material import api, tasks
 from services.crypto_provider.settings import CryptoProviderSettings
 from services.crypto_provider.tables import Base
@@ -18,7 +19,7 @@ def create_service() -> Service:
         settings=CryptoProviderSettings,
         metadata=Base.metadata,
         migrations=Path(__file__).parent / "migrations",
-        routers=(api.router,),
+        routers=(api.router, assistance_api.router),
         tasks=tasks.TASKS,
         sweeps=tasks.SWEEPS,
     )

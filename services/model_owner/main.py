@@ -7,6 +7,7 @@ from pathlib import Path
 from primia.chassis.service import Service
 from services.model_owner.inference import api as inference_api
 from services.model_owner.inference import node_api as inference_node_api
+from services.model_owner.inference import stream_api as inference_stream_api
 from services.model_owner.inference import tasks as inference_tasks
 from services.model_owner.inference import worker as inference_worker
 from services.model_owner.registry import api as registry_api
@@ -33,6 +34,7 @@ def create_service() -> Service:
             node_api.router,
             inference_api.router,
             inference_node_api.router,
+            inference_stream_api.router,
         ),
         tasks={**registry_tasks.TASKS, **rounds_tasks.TASKS, **inference_tasks.TASKS},
         sweeps={**registry_tasks.SWEEPS, **rounds_tasks.SWEEPS, **inference_tasks.SWEEPS},

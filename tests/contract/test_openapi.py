@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 
 from primia.chassis import migrate
 from primia.chassis.app import create_app
+from primia.chassis.limits import STREAM
 from services.crypto_provider.main import create_service as crypto_provider
 from services.crypto_provider.settings import CryptoProviderSettings
 from services.data_node.main import create_service as data_node
@@ -37,6 +38,8 @@ from services.model_owner.main import create_service as model_owner
 from services.model_owner.settings import ModelOwnerSettings
 from tests.support.contexts import Cast
 from tests.support.servers import free_port, wait_until
+
+schemathesis.serializer.alias(STREAM, "application/octet-stream")
 
 
 def no_server_error(ctx, response, case):

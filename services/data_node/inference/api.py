@@ -41,6 +41,7 @@ _FORM: dict[str, Any] = {
         "model": {"type": "string", "examples": ["chest"]},
         "version": {"type": "integer", "minimum": 1},
         "result": {"type": "string", "enum": ["scores", "label"], "default": "label"},
+        "protocol": {"type": "string", "enum": ["fss", "securenn"], "default": "fss"},
         "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
     },
 }
@@ -101,7 +102,7 @@ def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
         version=model.card.version,
         result=wanted.result,
         images=[picture.name for picture in asked.pictures],
-        served={"model": chosen.model_dump_json()},
+        served={"model": chosen.model_dump_json(), "protocol": wanted.protocol},
         state=State.QUEUED.value,
         cost={},
         phase="",

@@ -94,7 +94,7 @@ def attempt(
         served.owner(ctx).request("PUT", f"{_path(session)}/offline", content=body)
         report.add(offline_size(prepared.plan, batch))
         report.begin("online")
-        return _online(ctx, session, client, _normalised(row, pixels), report, prepared.plan)
+        return _online(ctx, session, client, normalised(row, pixels), report, prepared.plan)
     finally:
         client.close()
 
@@ -165,7 +165,7 @@ def _until_ready(ctx: Context, session: Session, go_on: Callable[[], None]) -> N
         raise _ended(session)
 
 
-def _normalised(row: store.Inference, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def normalised(row: store.Inference, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     card = row.model_served().card
     return normalise(pixels, card.mean, card.deviation)
 

@@ -65,14 +65,30 @@ def prepared(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
         return made
 
 
-def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
-    card = model.card
-    base = f"/inference/models/{card.name}/versions/{card.version}"
-    answer = owner(ctx).request("GET", f"{base}/plan", params={"result": wanted.result})
+def _base(model: ServedModel) -> str:
+    return f"/inference/models/{model.card.name}/versions/{model.card.version}"
+
+
+def _read_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> tuple[Plan, int]:
+    """The verified plan, and the bytes that came for it."""
+    path, params = f"{_base(model)}/plan", {"result": wanted.result}
+    answer = owner(ctx).request("GET", path, params=params)
     if len(answer.content) > MAX_PLAN_BYTES:
         raise MalformedMessage("The model owner's plan is over the size limit.")
     plan = Plan.parse(answer.content)
     _check_plan(plan, model, wanted)
+    return plan, len(answer.content)
+
+
+def public_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Plan:
+    """The plan alone. Raises MalformedMessage where it is not what its digest says."""
+    plan, _ = _read_plan(ctx, model, wanted)
+    return plan
+
+
+def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
+    base = _base(model)
+    plan, read = _read_plan(ctx, model, wanted)
     size = opening_size(plan)
     if wanted.opening_bytes != size:
         raise MalformedMessage("The opening has another size than the plan says.")
@@ -89,7 +105,7 @@ def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
     if hashlib.sha256(data).hexdigest() != wanted.opening_sha256:
         path.unlink()
         raise MalformedMessage("The opening is not the one that its digest announces.")
-    return Prepared(plan, PreparedOpening(plan, data), fetched + len(answer.content))
+    return Prepared(plan, PreparedOpening(plan, data), fetched + read)
 
 
 def _check_plan(plan: Plan, model: ServedModel, wanted: ServedPlan) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import NotFound
-from primia.messages.inference import Cost, InferenceStatus, ServedModel, ServedPlan
+from primia.messages.inference import Cost, InferenceStatus, Protocol, ServedModel, ServedPlan
 from services.data_node.inference.domain import ENDED, State, move
 from services.data_node.tables import Base
 
@@ -22,7 +22,8 @@ _OPEN = (State.QUEUED.value, State.RUNNING.value)
 class Inference(LeaseMixin, Base):
     """One request. ``pixels``: the sealed images as the model takes them, until it has ended;
     ``outcome``: the sealed predictions. ``deal``, ``session``: of the attempt that is running.
-    ``served``: the model's public card and plan, as they were when it was asked for."""
+    ``served``: the model's public card and plan, as they were when it was asked for, and the
+    protocol."""
 
     __tablename__ = "inferences"
     __table_args__ = (Index("ix_inferences_state", "state", "created"),)
@@ -51,6 +52,10 @@ class Inference(LeaseMixin, Base):
     def plan(self) -> ServedPlan:
         return self.model_served().plans[0]
 
+    @property
+    def protocol(self) -> Protocol:
+        return "securenn" if self.served.get("protocol") == "securenn" else "fss"
+
     def model_served(self) -> ServedModel:
         return ServedModel.model_validate_json(self.served["model"])
 
@@ -61,6 +66,7 @@ class Inference(LeaseMixin, Base):
                 "model": self.model,
                 "version": self.version,
                 "result": self.result,
+                "protocol": self.protocol,
                 "images": tuple(self.images),
                 "state": self.state,
                 "phase": self.phase,

@@ -17,7 +17,7 @@ from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import LocalError, PeerError, PrimiaError
 from primia.messages.inference import Cost, InferenceResult
-from services.data_node.inference import prefetch, store
+from services.data_node.inference import prefetch, store, streamed
 from services.data_node.inference.domain import (
     MAX_ATTEMPTS,
     State,
@@ -57,7 +57,8 @@ def run(ctx: Context, inference_id: str) -> None:
         if row is None:
             return
         try:
-            values = attempt(ctx, row, _pixels(ctx, row), _report(ctx, inference_id, held))
+            one_attempt = streamed.attempt if row.protocol == "securenn" else attempt
+            values = one_attempt(ctx, row, _pixels(ctx, row), _report(ctx, inference_id, held))
             _finish(ctx, inference_id, values)
         except _Stopped:
             burn(ctx, inference_id)

@@ -20,7 +20,7 @@ from primia.learning.datasets import safe_path
 from primia.learning.images import decode, read_bytes
 from primia.learning.spec import describe
 from primia.messages.common import Message, ModelCard, Name
-from primia.messages.inference import MAX_BATCH, InferenceRequest, Result
+from primia.messages.inference import MAX_BATCH, InferenceRequest, Protocol, Result
 from services.data_node.datasets import store as datasets
 
 _MAX_NAME = 128
@@ -42,6 +42,7 @@ class Wanted(Message):
     model: Name
     version: int | None = Field(default=None, ge=1)
     result: Result = "label"
+    protocol: Protocol = "fss"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class _InMemory(MultiPartParser):
 
 
 async def read_upload(request: Request, max_image_bytes: int, max_batch: int) -> Asked:
-    """A multipart form: ``model``, ``version``, ``result``, and ``images``, one or several files.
+    """A multipart form: ``model``, ``version``, ``result``, ``protocol``; ``images``, one or more.
 
     Raises TooLarge while it is read, InvalidInput naming the field at fault.
     """
@@ -69,7 +70,7 @@ async def read_upload(request: Request, max_image_bytes: int, max_batch: int) ->
         _bounded(request, limit),
         limit=limit,
         max_files=min(max_batch, MAX_BATCH),
-        max_fields=3,
+        max_fields=4,
     )
     try:
         form = await parser.parse()
@@ -141,7 +142,9 @@ def from_dataset(ctx: Context, asked: InferenceRequest) -> Asked:
         if path not in known:
             raise InvalidInput(f"The data set {row.name} has no image {path!r}.")
         pictures.append(Picture(path, read_bytes(safe_path(root, path))))
-    wanted = Wanted(model=asked.model, version=asked.version, result=asked.result)
+    wanted = Wanted(
+        model=asked.model, version=asked.version, result=asked.result, protocol=asked.protocol
+    )
     return Asked(wanted, tuple(pictures))
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from primia.chassis import problems
 from primia.errors import TooLarge
 
+# Lasts as long as two services talk (primia.chassis.duplex).
+STREAM = "application/vnd.primia.stream"
+
 
 class BodyLimit:
-    """ASGI middleware: JSON up to one bound, anything else up to another; over it, 413."""
+    """ASGI middleware: JSON up to one bound, anything else up to another; over it, 413.
+
+    A stream has no bound, unless its route parses a body: others read it piece by piece.
+    """
 
     def __init__(self, app: ASGIApp, max_json_bytes: int, max_body_bytes: int) -> None:
         self._app = app
@@ -24,7 +32,9 @@ class BodyLimit:
         headers = Headers(scope=scope)
         media = headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         binary = media in ("application/octet-stream", "multipart/form-data")
-        limit = self._other if binary else self._json
+        limit: float = self._other if binary else self._json
+        if media == STREAM:
+            limit = math.inf
         announced = headers.get("Content-Length")
         if announced is not None and (not announced.isdigit() or int(announced) > limit):
             await problems.response(_too_large(limit))(scope, receive, send)
@@ -56,5 +66,5 @@ class BodyLimit:
         await self._app(scope, counted, corrected)
 
 
-def _too_large(limit: int) -> TooLarge:
+def _too_large(limit: float) -> TooLarge:
     return TooLarge(f"The body is larger than the {limit} bytes that this service accepts.")

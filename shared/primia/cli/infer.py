@@ -13,7 +13,7 @@ from primia.cli.dataset import Node
 from primia.cli.output import Format, FormatOption
 from primia.cli.watch import watch_inference
 from primia.errors import InvalidInput, Unavailable
-from primia.messages.inference import InferenceResult, InferenceStatus, Result
+from primia.messages.inference import InferenceResult, InferenceStatus, Protocol, Result
 
 
 @output.guarded
@@ -22,14 +22,17 @@ def infer(
     model: Annotated[str, typer.Option(help="a model that the owner serves")],
     version: int | None = None,
     result: Annotated[str, typer.Option(help="label or scores")] = "label",
+    protocol: Annotated[str, typer.Option(help="fss, or securenn (the baseline)")] = "fss",
     node: Node = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Classify images: the owner does not see them, this node does not see the model."""
     if result not in ("label", "scores"):
         raise InvalidInput(f"There is no result {result}.", hint="It is label or scores.")
+    if protocol not in ("fss", "securenn"):
+        raise InvalidInput(f"There is no protocol {protocol}.", hint="It is fss or securenn.")
     client = profile.load().data_node(node)
-    job = client.infer(images, model, version, cast(Result, result))
+    job = client.infer(images, model, version, cast(Result, result), cast(Protocol, protocol))
     status = watch_inference(client, job.id, quiet=form is Format.JSON)
     if status.state != "done":
         raise Unavailable(f"The inference was not done: {status.reason or status.state}")

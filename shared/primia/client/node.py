@@ -11,7 +11,13 @@ import httpx
 from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import InvalidInput
-from primia.messages.inference import InferenceList, InferenceResult, InferenceStatus, Result
+from primia.messages.inference import (
+    InferenceList,
+    InferenceResult,
+    InferenceStatus,
+    Protocol,
+    Result,
+)
 
 _VALIDATE_SECONDS = 600.0
 
@@ -66,9 +72,10 @@ class DataNode(Connection):
         model: str,
         version: int | None = None,
         result: Result = "label",
+        protocol: Protocol = "fss",
     ) -> InferenceStatus:
         """Ask for an encrypted classification of image files; returns at once."""
-        fields: dict[str, str] = {"model": model, "result": result}
+        fields: dict[str, str] = {"model": model, "result": result, "protocol": protocol}
         if version is not None:
             fields["version"] = str(version)
         files = [("images", (path.name, _image(path))) for path in images]

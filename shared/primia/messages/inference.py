@@ -29,6 +29,8 @@ OCTETS = "application/octet-stream"
 SESSION_TOKEN_HEADER = "X-Primia-Session"  # noqa: S105 - the header's name, not a token
 
 Result = Literal["scores", "label"]
+# fss: the crypto provider deals beforehand. securenn: it takes part online (the baseline).
+Protocol = Literal["fss", "securenn"]
 Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 Reason = Annotated[str, StringConstraints(max_length=2000)]
 
@@ -205,6 +207,7 @@ class InferenceRequest(Message):
         default=None, ge=1, le=2**31 - 1, description="default: the newest served"
     )
     result: Result = "label"
+    protocol: Protocol = "fss"
     dataset: Name
     images: tuple[Annotated[str, StringConstraints(min_length=1, max_length=512)], ...] = Field(
         min_length=1, max_length=MAX_BATCH
@@ -213,7 +216,8 @@ class InferenceRequest(Message):
 
 class Cost(Message):
     """Seconds and bytes (both directions) by part. material: the deal and this node's half;
-    offline: the session and the message that does not depend on the image; online: the steps."""
+    offline: the session and the message that does not depend on the image; online: the steps.
+    securenn has no deal: material is the plan alone, bytes are those of both streams."""
 
     material_seconds: float = Field(default=0, ge=0)
     offline_seconds: float = Field(default=0, ge=0)
@@ -230,6 +234,7 @@ class InferenceStatus(Message):
     model: Name
     version: int | None = Field(default=None, ge=1)
     result: Result
+    protocol: Protocol = "fss"
     images: tuple[str, ...] = Field(max_length=MAX_BATCH)
     state: InferenceState
     phase: str = Field(default="", max_length=32)
