@@ -10,12 +10,13 @@ model owner. Clients: the data nodes, which speak with the server only. Pure val
                 tolerance(...)
     keys        Advertisement · Sign = (message) -> signature · Verify = (node, message, signature)
                 -> bool
+    integers    largest_integer(nodes) · check_integers(values, count, nodes)
     roster      Roster.of({node: advertisement}, verify): nodes, context, exponents, samples, weight
     envelopes   deal · unseal (shares of keys and seeds, sealed node to node)
     masking     Mask · self_mask · pairwise_mask · apply_masks
     survivors   Outcome.of(roster, members, survivors) · Reveal
     state       NodeState.to_bytes() / from_bytes(data) · Phase · Step · TRANSITIONS
-    client      advertise -> share -> mask -> confirm -> reveal
+    client      advertise -> share -> mask | mask_integers -> confirm -> reveal
     opening     recover · remove_masks · unmask · mean
     server      check_advertisement · check_envelopes · inbox · RunningSum(count).add(payload) ·
                 check_confirmation · check_reveal · unmask · mean

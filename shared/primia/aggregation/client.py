@@ -4,6 +4,7 @@ outbound one (Bonawitz et al., CCS 2017, figure 4).
     state, advertisement = advertise(Seed.fresh(), ...)           after local training
     state, envelopes     = share(state, roster, verify)           {holder: envelope}
     state, vector        = mask(state, envelopes, update)         4 bytes a value, for wire.frame
+                         or mask_integers(state, envelopes, values)    8 bytes a value
     state, signature     = confirm(state, survivors, sign)
     state, reveal        = reveal(state, survivors, confirmations, verify)
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from primia.aggregation.envelopes import deal, unseal
 from primia.aggregation.errors import BelowThreshold, InconsistentRound
+from primia.aggregation.integers import check_integers
 from primia.aggregation.keys import Advertisement, RoundSecrets, Sign, Verify, commit
 from primia.aggregation.masking import Mask, apply_masks, pairwise_mask, self_mask
 from primia.aggregation.quantise import Exponents, check_update, encode
@@ -108,20 +110,46 @@ def mask(
     ``InconsistentRound``.
     """
     roster = _roster(state, Step.MASK)
+    check_update(update, roster.groups)
+    state, members = _join(state, roster, envelopes, update)
+    vector = np.empty(roster.groups.size, dtype="<u4") if out is None else out
+    samples = state.advertisement.samples
+    encode(update, roster.groups, roster.exponents, samples, roster.samples, vector)
+    apply_masks(vector, _masks(state, roster, members))
+    return state, vector
+
+
+def mask_integers(
+    state: NodeState, envelopes: Mapping[str, bytes], values: NDArray[np.uint64]
+) -> tuple[NodeState, NDArray[np.uint64]]:
+    """Round 2 of a round that sums integers: the masked values, uint64 of the same length.
+
+    Weighs nothing; the sum is exact (``integers.check_integers``). Raises as ``mask`` does.
+    """
+    roster = _roster(state, Step.MASK)
+    check_integers(values, roster.groups.size, len(roster.nodes))
+    state, members = _join(state, roster, envelopes, values)
+    vector = values.astype("<u8")
+    apply_masks(vector, _masks(state, roster, members))
+    return state, vector
+
+
+def _join(
+    state: NodeState,
+    roster: Roster,
+    envelopes: Mapping[str, bytes],
+    values: NDArray[np.float32] | NDArray[np.uint64],
+) -> tuple[NodeState, tuple[str, ...]]:
+    """The state once the envelopes are opened, and the members to mask with."""
     members = roster.subset(envelopes, "nodes shared their keys")
     _check_presence(state, members, "members")
-    check_update(update, roster.groups)
-    request = _digest_of_mask(members, envelopes, update)
+    request = _digest_of_mask(members, envelopes, values)
     phase = state.advance(Step.MASK, request)
     holdings = {
         dealer: unseal(state.secrets, roster, dealer, state.node, envelopes[dealer])
         for dealer in members
     }
-    vector = np.empty(roster.groups.size, dtype="<u4") if out is None else out
-    samples = state.advertisement.samples
-    encode(update, roster.groups, roster.exponents, samples, roster.samples, vector)
-    apply_masks(vector, _masks(state, roster, members))
-    return _next(state, phase, request, holdings=holdings), vector
+    return _next(state, phase, request, holdings=holdings), members
 
 
 def confirm(state: NodeState, survivors: Iterable[str], sign: Sign) -> tuple[NodeState, bytes]:
@@ -209,11 +237,13 @@ def _masks(state: NodeState, roster: Roster, members: Iterable[str]) -> Iterable
 
 
 def _digest_of_mask(
-    members: Iterable[str], envelopes: Mapping[str, bytes], update: NDArray[np.float32]
+    members: Iterable[str],
+    envelopes: Mapping[str, bytes],
+    values: NDArray[np.float32] | NDArray[np.uint64],
 ) -> bytes:
     writer = Writer()
     for dealer in members:
         writer.text(dealer).blob(envelopes[dealer])
     digest = sha256(writer.take())
-    digest.update(update.view(np.uint8).data)
+    digest.update(values.view(np.uint8).data)
     return digest.digest()

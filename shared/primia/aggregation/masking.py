@@ -6,7 +6,8 @@ Bonawitz et al. (CCS 2017), section 5: node i sends
 
 with s_ij agreed by X25519 and b_i the node's self mask. Every seed and stream label is bound to
 the round's roster, which contains run and round: no stretch of mask is ever used twice.
-One AES-CTR stream a mask, added in chunks of 1 MiB.
+One AES-CTR stream a mask, added in chunks of 1 MiB. Exact integers (``integers``) are masked in the
+same way modulo 2^64, with 8 bytes of the stream a value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from primia.aggregation.keys import KeyPair
 from primia.aggregation.roster import Roster
 from primia.codec import Writer
 from primia.prg import SEED_BYTES, Seed, Stream
+
+Words = NDArray[np.uint32] | NDArray[np.uint64]
+"""A vector over Z_2^32 (updates) or Z_2^64 (exact integers)."""
 
 _CHUNK = 1 << 18
 
@@ -53,9 +57,9 @@ def pairwise_mask(pair: KeyPair, roster: Roster, node: str, peer: str) -> Mask:
     return Mask(seed, label, negative=node == high)
 
 
-def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
-    """Add the masks to a contiguous vector in place, mod 2^32."""
-    buffer = np.empty(min(_CHUNK, len(vector)), dtype="<u4")
+def apply_masks(vector: Words, masks: Iterable[Mask]) -> None:
+    """Add the masks to a contiguous vector in place, modulo 2^32 or 2^64 as its type says."""
+    buffer = np.empty(min(_CHUNK, len(vector)), dtype=vector.dtype)
     for mask in masks:
         stream = Stream(mask.seed, mask.label)
         combine = np.subtract if mask.negative else np.add

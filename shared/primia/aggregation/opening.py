@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from primia.aggregation.envelopes import SECRET_SIZES, Envelope, Kind
 from primia.aggregation.errors import BelowThreshold, InconsistentRound
 from primia.aggregation.keys import KeyPair, commit
-from primia.aggregation.masking import Mask, apply_masks, pairwise_mask, self_mask
+from primia.aggregation.masking import Mask, Words, apply_masks, pairwise_mask, self_mask
 from primia.aggregation.quantise import decode
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome, Reveal
@@ -25,6 +26,7 @@ from primia.errors import PeerError
 from primia.prg import Seed
 from primia.sharing import Share, WrongShares, combine
 
+Masked = TypeVar("Masked", NDArray[np.uint32], NDArray[np.uint64])
 Envelopes = Mapping[str, Mapping[str, bytes]]
 """dealer -> holder -> envelope, for every member of the round."""
 
@@ -91,21 +93,19 @@ def recover(
     )
 
 
-def remove_masks(
-    total: NDArray[np.uint32], roster: Roster, outcome: Outcome, recovered: Recovered
-) -> None:
+def remove_masks(total: Words, roster: Roster, outcome: Outcome, recovered: Recovered) -> None:
     """Subtract from the survivors' sum, in place, every mask that did not cancel."""
     apply_masks(total, _remaining(roster, outcome, recovered))
 
 
 def unmask(
-    total: NDArray[np.uint32],
+    total: Masked,
     roster: Roster,
     envelopes: Envelopes,
     outcome: Outcome,
     reveals: Mapping[str, bytes],
-) -> NDArray[np.uint32]:
-    """``recover``, then ``remove_masks``: the survivors' sum of quantised updates, in ``total``.
+) -> Masked:
+    """``recover``, then ``remove_masks``: the survivors' sum of updates or integers, in ``total``.
 
     Nothing is changed if it raises.
     """

@@ -18,16 +18,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from primia.aggregation.envelopes import Envelope
 from primia.aggregation.errors import InconsistentRound, InvalidSignature
 from primia.aggregation.keys import Advertisement, Verify
+from primia.aggregation.masking import Words
 from primia.aggregation.opening import Envelopes, check_reveal, mean, recover, unmask
 from primia.aggregation.roster import Roster, check_signature
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import MAX_VALUES, Groups, RoundId
-from primia.aggregation.wire import Payload, chunks
+from primia.aggregation.wire import Kind, Payload, chunks
 from primia.errors import InvalidInput
 
 __all__ = [
@@ -47,23 +47,26 @@ __all__ = [
 
 
 class RunningSum:
-    """Σ of masked vectors in Z_2^32: one vector of 4 bytes a value, however many nodes.
+    """Σ of masked vectors in Z_2^32, or of integers in Z_2^64: one vector, however many nodes.
 
     ``total`` may be given (a stored sum, a memory map) and is added to in place. An ``add`` that
     raises leaves the sum undefined: store it together with the names of the nodes that it contains,
     and go back to what is stored.
     """
 
-    def __init__(self, count: int, total: NDArray[np.uint32] | None = None) -> None:
+    def __init__(self, count: int, total: Words | None = None, kind: Kind = Kind.MASKED) -> None:
         if not 1 <= count <= MAX_VALUES:
             raise InvalidInput(f"A sum of {count} values is not accepted.")
-        self.total = np.zeros(count, dtype="<u4") if total is None else total
-        if self.total.shape != (count,) or self.total.dtype != np.dtype("<u4"):
-            raise InvalidInput(f"The stored sum is not a uint32 vector of {count} values.")
+        self._dtype = kind.dtype
+        self.total: Words = np.zeros(count, dtype=self._dtype) if total is None else total
+        if self.total.shape != (count,) or self.total.dtype != np.dtype(self._dtype):
+            raise InvalidInput(
+                f"The stored sum is not a vector of {count} {kind.name.lower()} values."
+            )
 
     def add(self, payload: Payload) -> None:
-        """Add a payload of exactly 4 bytes a value; raises ``MalformedMessage`` otherwise."""
-        for part, words in chunks(payload, len(self.total), "<u4"):
+        """Add a payload of exactly so many values; raises ``MalformedMessage`` otherwise."""
+        for part, words in chunks(payload, len(self.total), self._dtype):
             np.add(self.total[part], words, out=self.total[part])
 
 

@@ -1,4 +1,4 @@
-"""The update on the wire: a header of 36 bytes, then 4 little-endian bytes a value.
+"""The update on the wire: a header of 36 bytes, then 4 little-endian bytes a value (8 of integers).
 
     magic "PGU1" | kind u8 | reserved u8 = 0 | reserved u16 = 0 | run 16 | round u32 | count u64
 
@@ -21,14 +21,28 @@ from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage, UnexpectedMessage
 
 HEADER_BYTES = 36
-VALUE_BYTES = 4
 _MAGIC = b"PGU1"
 _CHUNK = 1 << 18
 
 
 class Kind(IntEnum):
+    """``MASKED``: uint32, an update in Z_2^32; ``PLAIN``: float32; ``INTEGERS``: uint64, exact
+    integers masked in Z_2^64."""
+
     MASKED = 1
     PLAIN = 2
+    INTEGERS = 3
+
+    @property
+    def dtype(self) -> str:
+        return _DTYPES[self]
+
+    @property
+    def value_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize)
+
+
+_DTYPES = {Kind.MASKED: "<u4", Kind.PLAIN: "<f4", Kind.INTEGERS: "<u8"}
 
 
 class Readable(Protocol):
@@ -42,7 +56,7 @@ Payload = bytes | bytearray | memoryview | NDArray[Any] | Readable
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a frame carries: ``count`` values of uint32 (masked) or float32 (plain)."""
+    """What a frame carries: ``count`` values of the kind's type."""
 
     kind: Kind
     round_id: RoundId
@@ -50,7 +64,7 @@ class Header:
 
     @property
     def payload_bytes(self) -> int:
-        return VALUE_BYTES * self.count
+        return self.kind.value_bytes * self.count
 
     @property
     def frame_bytes(self) -> int:
@@ -98,9 +112,8 @@ def read_header(data: bytes | memoryview, expected: Header) -> Header:
 
 
 def frame(header: Header, vector: NDArray[Any]) -> Iterator[bytes]:
-    """The frame in pieces of at most 1 MiB, for a streaming upload."""
-    dtype = "<u4" if header.kind is Kind.MASKED else "<f4"
-    if vector.shape != (header.count,) or vector.dtype != np.dtype(dtype):
+    """The frame in pieces of at most 2 MiB, for a streaming upload."""
+    if vector.shape != (header.count,) or vector.dtype != np.dtype(header.kind.dtype):
         raise ValueError(f"{vector.dtype} {vector.shape} is not what the header announces")
     yield header.to_bytes()
     for start in range(0, header.count, _CHUNK):
@@ -112,18 +125,19 @@ def parse_frame(data: bytes | memoryview, expected: Header) -> NDArray[Any]:
     header = read_header(data, expected)
     payload = memoryview(data)[HEADER_BYTES:]
     _check_size(len(payload), header.payload_bytes)
-    return np.frombuffer(payload, dtype="<u4" if header.kind is Kind.MASKED else "<f4")
+    return np.frombuffer(payload, dtype=header.kind.dtype)
 
 
 def chunks(payload: Payload, count: int, dtype: str) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """A payload of exactly ``count`` values in pieces of 1 MiB: (where, values).
+    """A payload of exactly ``count`` values in pieces of 1 or 2 MiB: (where, values).
 
     Files are read into one buffer, which the next piece overwrites. Raises ``MalformedMessage`` for
     another length; of a buffer before the first piece, of a file only at its end.
     """
+    size = np.dtype(dtype).itemsize
     if isinstance(payload, (bytes, bytearray, memoryview, np.ndarray)):
         view = _view(payload)
-        _check_size(len(view), VALUE_BYTES * count)
+        _check_size(len(view), size * count)
         values = np.frombuffer(view, dtype=dtype)
         for start in range(0, count, _CHUNK):
             part = slice(start, min(start + _CHUNK, count))
@@ -133,9 +147,9 @@ def chunks(payload: Payload, count: int, dtype: str) -> Iterator[tuple[slice, ND
     raw = buffer.view(np.uint8).data
     for start in range(0, count, _CHUNK):
         part = slice(start, min(start + _CHUNK, count))
-        size = part.stop - part.start
-        _read_fully(payload, raw[: VALUE_BYTES * size])
-        yield part, buffer[:size]
+        length = part.stop - part.start
+        _read_fully(payload, raw[: size * length])
+        yield part, buffer[:length]
     if payload.readinto(memoryview(bytearray(1))):
         raise MalformedMessage("The update has bytes left over behind its last value.")
 

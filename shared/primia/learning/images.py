@@ -104,10 +104,30 @@ def load(path: Path, size: int, channels: int) -> Pixels:
     return decode(read_bytes(path), size, channels, path.name)
 
 
-def normalise(pixels: Pixels, mean: float, std: float) -> NDArray[np.float32]:
-    """(pixels / 255 - mean) / std as float32, same shape: what the model sees."""
-    scale = np.float32(1 / (255 * std))
-    return pixels * scale - np.float32(mean / std)
+def normalise(
+    pixels: Pixels, mean: float | tuple[float, ...], std: float | tuple[float, ...]
+) -> NDArray[np.float32]:
+    """(pixels / 255 - mean) / std as float32, same shape: what the model sees.
+
+    ``pixels``: uint8 (..., channels, height, width); ``mean`` and ``std``: one value, or one a
+    channel.
+    """
+    scale = 1 / (255 * np.reshape(np.asarray(std), (-1, 1, 1)))  # (1 | channels, 1, 1)
+    offset = np.reshape(np.asarray(mean), (-1, 1, 1)) / np.reshape(np.asarray(std), (-1, 1, 1))
+    scaled = np.multiply(pixels, scale.astype(np.float32), dtype=np.float32)
+    return np.subtract(scaled, offset.astype(np.float32), out=scaled)
+
+
+def original_size(data: bytes, name: str = "image") -> tuple[int, int]:
+    """(width, height) of the image in a file's bytes, from its header. Raises ImageRejected."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, name)
+            return image.size
+    except _BOMBS:
+        raise ImageRejected(name, f"has more than {MAX_PIXELS} pixels") from None
+    except _DAMAGED as error:
+        raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
 
 
 def _check_size(image: Image.Image, name: str) -> None:

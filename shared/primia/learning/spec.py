@@ -92,6 +92,8 @@ def check_label(label: str) -> str:
 Label = Annotated[StrictStr, AfterValidator(check_label)]
 Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=0.01, le=1)]
 
 
 class Checked(BaseModel):
@@ -122,7 +124,8 @@ class ModelSpec(Checked):
     """The function that is trained and later evaluated under encryption.
 
     Input: uint8 pixels v, shape (channels, image_size, image_size), seen by the model as
-    (v / 255 - mean) / std. Output: one logit a class, in the order of ``classes``.
+    (v / 255 - mean) / std, with one mean and deviation or one for each channel. Output: one logit a
+    class, in the order of ``classes``.
     """
 
     architecture: ArchitectureName = "resnet18"
@@ -131,8 +134,8 @@ class ModelSpec(Checked):
     image_size: StrictInt = 64
     seed: Seed = 0
     norm: NormName = "batch"
-    mean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    std: Annotated[float, Field(ge=0.01, le=1)] = 0.25
+    mean: Mean | Annotated[tuple[Mean, ...], Field(min_length=1, max_length=3)] = 0.5
+    std: Deviation | Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=3)] = 0.25
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -144,6 +147,9 @@ class ModelSpec(Checked):
             )
         if self.norm == "group" and self.architecture in ("vgg16", "lenet"):
             raise ValueError(f"norm: {self.architecture} has no norms to choose")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if isinstance(values, tuple) and len(values) != self.channels:
+                raise ValueError(f"{name}: {len(values)} values for {self.channels} channels")
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise ValueError(f"classes: {', '.join(repeated)} stands there twice")

@@ -78,8 +78,8 @@ class ImageData:
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8], labels: NDArray[np.int64], spec: ModelSpec) -> ImageData:

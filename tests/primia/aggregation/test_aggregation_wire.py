@@ -92,8 +92,8 @@ def test_a_header_other_than_expected_is_named(change: dict[str, Any], named: st
 
 @pytest.mark.parametrize(
     ("at", "value"),
-    [(0, 0), (3, 0x32), (4, 0), (4, 3), (5, 1), (6, 1), (7, 1)],
-    ids=["magic", "version", "kind 0", "kind 3", "reserved", "reserved", "reserved"],
+    [(0, 0), (3, 0x32), (4, 0), (4, 4), (5, 1), (6, 1), (7, 1)],
+    ids=["magic", "version", "kind 0", "kind 4", "reserved", "reserved", "reserved"],
 )
 def test_frozen_bad_headers(at: int, value: int) -> None:
     data = bytearray(HEADER.to_bytes())
