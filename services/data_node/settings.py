@@ -24,6 +24,9 @@ class DataNodeSettings(ServiceSettings):
         default=False,
         description="join runs without secure aggregation: the owner sees this site's own update",
     )
+    statistics_minimum: int = Field(
+        default=10, ge=2, description="training images below which this site gives no statistics"
+    )
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
     max_batch: int = Field(default=16, ge=1, le=1024)

@@ -12,6 +12,7 @@ from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
 from primia.errors import PeerRefused, PrimiaError
 from services.data_node.training import domain, store
+from services.data_node.training.domain import RoundKind
 from services.data_node.training.round_files import RoundFiles
 from services.data_node.training.store import Run, WorkRow
 
@@ -77,19 +78,20 @@ def _sent(ctx: Context, item_id: str) -> None:
             return
         if not (row.path or "").endswith("/failure"):
             store.clear_error(run)
-        if _ends_round(row, run):
-            _end_round(ctx, session, row, run)
+        kind = store.kind_of_round(session, row.run, row.round)
+        if _ends_round(row, run, kind):
+            _end_round(ctx, session, row, run, kind)
 
 
-def _ends_round(row: WorkRow, run: Run) -> bool:
+def _ends_round(row: WorkRow, run: Run, kind: RoundKind) -> bool:
     """Whether this was the last that the owner wants of this site in the round."""
-    last = "/shares" if run.read_proposal().secure else "/update"
-    return (row.path or "").endswith(last)
+    is_secure = kind == "measure" or run.read_proposal().secure
+    return (row.path or "").endswith("/shares" if is_secure else "/update")
 
 
-def _end_round(ctx: Context, session: Session, row: WorkRow, run: Run) -> None:
+def _end_round(ctx: Context, session: Session, row: WorkRow, run: Run, kind: RoundKind) -> None:
     """The revealed shares are in the stored answer: the keys are not needed any more."""
-    run.rounds_done += 1
+    run.rounds_done += kind == "train"
     store.wipe_secrets(session, run.id, below=row.round + 1)
     store.event(
         session, run.id, "round", {"round": row.round, "done": run.rounds_done}, ctx.clock.now()

@@ -26,6 +26,7 @@ from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem
 RunState = Literal["pending", "active", "refused", "withdrawn", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
 Phase = Literal["trained", "shared", "masked", "confirmed", "revealed"]
+RoundKind = Literal["train", "measure"]
 ItemState = Literal["open", "waiting", "answered", "sent", "dropped"]
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -41,6 +42,7 @@ ENDED: frozenset[RunState] = frozenset(s for s, after in RUN_TRANSITIONS.items()
 
 # The phase of the round that an item asks for, and the one it leads to.
 SECURE_STEPS: Mapping[str, tuple[Phase | None, Phase]] = {
+    "measure": (None, "trained"),
     "train": (None, "trained"),
     "share_keys": ("trained", "shared"),
     "upload": ("shared", "masked"),
@@ -97,6 +99,13 @@ def passes(error: PrimiaError) -> bool:
         return True
     status = error.extra.get("status_of_peer")
     return isinstance(status, int) and (status in (401, 403, 408, 429) or status >= 500)
+
+
+def check_statistics(wanted: bool, given: bool) -> None:
+    """Training starts from statistics exactly where the approved proposal says so."""
+    if wanted != given:
+        state = "come without" if wanted else "come with"
+        raise UnexpectedMessage(f"The weights {state} statistics, against the approved proposal.")
 
 
 def item_round(item: WorkItem) -> int:

@@ -15,17 +15,20 @@ from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
 from primia.evaluation.counts import Counts, count
-from primia.learning.cache import cache_file, load_pixels
+from primia.learning import statistics
+from primia.learning.cache import cache_file, load_pixels, load_sizes
 from primia.learning.carried import Carried
+from primia.learning.config import TrainingConfig
 from primia.learning.layout import Vector, check_vector, read_state
 from primia.learning.manifest import DatasetManifest, split
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
 from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
+from primia.learning.statistics import Statistics, Sums
 from primia.learning.training import ImageData, local_seed, predict, train_locally
 from primia.learning.training import evaluate as evaluate_on
-from primia.messages.common import ModelCard
 from primia.messages.rounds import (
+    Evaluate,
     ModelEvaluation,
     Proposal,
     Scores,
@@ -33,6 +36,7 @@ from primia.messages.rounds import (
     TrainingSettings,
     TrainReport,
 )
+from services.data_node.privacy.domain import check_minimum
 from services.data_node.training.site import Site
 
 # The same images validate every run of a data set, whatever the run's seed.
@@ -79,17 +83,17 @@ def train(
     """Train from the incoming weights, with a seed of run, round and node: the same again after a
     crash. Raises what ``stop`` raises, and InvalidUpdate where training has diverged."""
     torch.set_num_threads(ctx.settings.threads)
-    spec = spec_of(proposal.model, proposal.training)
+    spec = spec_of(proposal, item.statistics)
     vector = read_state(weights, spec_layout(spec), MalformedMessage)
     module = load_model(spec, vector)
-    proposal.training.check_classes(len(spec.classes))
+    config = _config(proposal, spec, item.statistics)
     parts = _images(ctx, proposal, spec, site, stop)
     training, validation = parts.training, parts.validation
     received = _score(module, validation, stop)
     done = train_locally(
         module,
         training,
-        proposal.training,
+        config,
         local_seed(proposal.training.seed, item.round, ctx.identity.name),
         validation=validation,
         span=Span.of_round(item.done, proposal.planned),
@@ -118,12 +122,33 @@ def _carries(settings: TrainingSettings) -> bool:
     return settings.optimiser_state == "kept" or settings.local_stopping is not None
 
 
+def _config(proposal: Proposal, spec: ModelSpec, statistics: Statistics | None) -> TrainingConfig:
+    config: TrainingConfig = proposal.training
+    if proposal.statistics.class_weights and statistics is not None:
+        config = config.model_copy(update={"class_weights": statistics.class_weights()})
+    config.check_classes(len(spec.classes))
+    return config
+
+
+def measure(ctx: Context, proposal: Proposal, site: Site, stop: Stop) -> Sums:
+    """The sums of learning.statistics over the site's training images.
+
+    Raises BelowMinimum where these are fewer than the site gives statistics of.
+    """
+    spec = spec_of(proposal, None)
+    manifest, _, _ = _split(proposal, spec, site)
+    check_minimum(len(manifest), ctx.settings.statistics_minimum)
+    data = _data(ctx, manifest, spec, site, stop)
+    sizes = load_sizes(manifest, site.root, lambda _done, _all: stop())
+    return statistics.measure(data.pixels, data.labels, sizes, len(spec.classes))
+
+
 def evaluate(
-    ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop
+    ctx: Context, proposal: Proposal, item: Evaluate, weights: bytes, site: Site, stop: Stop
 ) -> ModelEvaluation:
     """The model on the site's validation and test images."""
     torch.set_num_threads(ctx.settings.threads)
-    spec = spec_of(proposal.model, proposal.training)
+    spec = spec_of(proposal, item.statistics)
     vector: Vector = read_state(weights, spec_layout(spec), MalformedMessage)
     module = load_model(spec, vector)
     parts = _images(ctx, proposal, spec, site, stop)
@@ -140,18 +165,23 @@ def _counts(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Coun
     return count(predict(module, data, device="auto", should_stop=_asking(stop)), data.labels)
 
 
-def spec_of(card: ModelCard, settings: TrainingSettings) -> ModelSpec:
-    """What the owner describes, at the size that this run trains with."""
+def spec_of(proposal: Proposal, known: Statistics | None) -> ModelSpec:
+    """What the owner describes, at the size and with the normalisation that this run trains with;
+    ``known``: the statistics of all sites, once they are measured."""
+    card = proposal.model
+    mean, std = card.mean, card.deviation
+    if known is not None and proposal.statistics.normalise:
+        mean, std = known.normalisation()
     try:
         return ModelSpec.parse(
             {
                 "architecture": card.architecture,
                 "classes": card.classes,
                 "channels": card.channels,
+                "image_size": proposal.training.image_size,
                 "norm": card.norm,
-                "image_size": settings.image_size,
-                "mean": card.mean,
-                "std": card.deviation,
+                "mean": mean,
+                "std": std,
             }
         )
     except InvalidInput as error:
@@ -168,26 +198,35 @@ class Parts:
 
 
 def _images(ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop) -> Parts:
-    """Labels in the order of the model's classes. The test images are set apart first: they are the
-    same whatever share is validated on."""
+    """Labels in the order of the model's classes."""
+    training, *watched = _split(proposal, spec, site)
+    validation, test = (
+        _data(ctx, part, spec, site, stop) if len(part) else None for part in watched
+    )
+    return Parts(_data(ctx, training, spec, site, stop), validation, test)
+
+
+def _split(
+    proposal: Proposal, spec: ModelSpec, site: Site
+) -> tuple[DatasetManifest, DatasetManifest, DatasetManifest]:
+    """(training, validation, test). The test images are set apart first: they are the same whatever
+    share is validated on."""
     manifest = DatasetManifest.of(site.manifest.entries, spec.classes)
     settings = proposal.training
     rest, test = split(manifest, settings.test_fraction, _TEST_SPLIT_SEED)
     training, validation = split(rest, settings.validation_fraction, _SPLIT_SEED)
+    return training, validation, test
+
+
+def _data(
+    ctx: Context, part: DatasetManifest, spec: ModelSpec, site: Site, stop: Stop
+) -> ImageData:
     folder = ctx.files.path("pixels", site.dataset, "cache").parent
-
-    def data(part: DatasetManifest) -> ImageData:
-        size, channels = spec.image_size, spec.channels
-        if not cache_file(folder, part, size, channels).exists():
-            ctx.files.require(len(part) * channels * size * size)
-        pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
-        return ImageData.of(pixels, part.labels(), spec)
-
-    return Parts(
-        data(training),
-        data(validation) if len(validation) else None,
-        data(test) if len(test) else None,
-    )
+    size, channels = spec.image_size, spec.channels
+    if not cache_file(folder, part, size, channels).exists():
+        ctx.files.require(len(part) * channels * size * size)
+    pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
+    return ImageData.of(pixels, part.labels(), spec)
 
 
 def _score(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Scores:

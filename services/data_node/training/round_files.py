@@ -33,6 +33,10 @@ class RoundFiles:
         return self._path("change.f4")
 
     @property
+    def values(self) -> Path:
+        return self._path("values.u8")
+
+    @property
     def update(self) -> Path:
         return self._path("update.bin")
 
@@ -106,6 +110,16 @@ class RoundFiles:
 
     def _purpose(self, number: int) -> str:
         return f"primia/carried/{self.run}/{number}"
+
+    def keep_values(self, values: NDArray[np.uint64]) -> None:
+        """The integers that this site adds in a round that measures."""
+        self.ctx.files.write(self.values, np.ascontiguousarray(values, dtype="<u8").data.cast("B"))
+
+    def read_values(self) -> NDArray[np.uint64]:
+        try:
+            return np.fromfile(self.values, dtype="<u8")
+        except FileNotFoundError:
+            raise LocalError("The statistics of this round are no longer on the disk.") from None
 
     def keep_update(self, header: Header, vector: NDArray[np.generic]) -> None:
         """Exactly the bytes that will be sent, however often."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import ConfigDict, Field, JsonValue
 
 from primia.messages.common import Id, Message, ModelCard, Name
+from primia.messages.privacy import StatisticsSettings
 from primia.messages.rounds import Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.store import Round, Run
@@ -38,6 +39,7 @@ _WHOLE_EXAMPLE: dict[str, JsonValue] = {
     },
     "nodes": ["node-a", "node-b", "node-c"],
     "training": {"image_size": 64, "epochs": 1, "batch_size": 32},
+    "statistics": {"normalise": True, "class_weights": False},
     "secure": True,
     "threshold": 2,
     "objections": [],
@@ -135,6 +137,7 @@ class RunView(RunSummaryView):
     model_card: ModelCard
     nodes: tuple[Name, ...]
     training: TrainingSettings
+    statistics: StatisticsSettings
     secure: bool
     threshold: int
     objections: tuple[str, ...] = ()
@@ -149,7 +152,7 @@ class RunView(RunSummaryView):
     @classmethod
     def whole(cls, row: Run, rounds: list[Round], objections: list[str]) -> RunView:
         proposal = row.read_proposal()
-        views = tuple(RoundView.of(each) for each in rounds)
+        views = tuple(RoundView.of(each) for each in rounds if each.kind == "train")
         error = {"code": row.error_code, "detail": row.error_detail} if row.error_code else None
         return cls.model_validate(
             {
@@ -157,6 +160,7 @@ class RunView(RunSummaryView):
                 "model_card": proposal.model,
                 "nodes": tuple(node.name for node in proposal.nodes),
                 "training": proposal.training,
+                "statistics": proposal.statistics,
                 "secure": proposal.secure,
                 "threshold": proposal.threshold,
                 "objections": tuple(objections),

@@ -81,6 +81,22 @@ def begin(
     return state, advertisement, {"parameters": needed[0], "buffers": needed[1]}
 
 
+def begin_measuring(
+    proposal: Proposal, identity: Identity, number: int, count: int, terms: bytes
+) -> tuple[NodeState, bytes]:
+    """Fresh keys for a round that sums ``count`` integers, which weighs and scales nothing."""
+    return client.advertise(
+        Seed.fresh(),
+        round_id=RoundId(bytes.fromhex(proposal.run), number),
+        node=identity.name,
+        threshold=proposal.measuring_threshold,
+        samples=1,
+        groups=Groups(count, 0),
+        exponents=(0, 0),
+        sign=signer(identity, terms),
+    )
+
+
 def share_keys(state: NodeState, item: ShareKeys, verify: Verify) -> Advanced:
     state, envelopes = client.share(state, _decoded(item.roster), verify)
     sealed = {node: encode_key(data) for node, data in envelopes.items()}
@@ -91,6 +107,12 @@ def mask(
     state: NodeState, item: Upload, change: NDArray[np.float32]
 ) -> tuple[NodeState, NDArray[np.uint32]]:
     return client.mask(state, _decoded(item.envelopes), change)
+
+
+def mask_integers(
+    state: NodeState, item: Upload, values: NDArray[np.uint64]
+) -> tuple[NodeState, NDArray[np.uint64]]:
+    return client.mask_integers(state, _decoded(item.envelopes), values)
 
 
 def confirm(state: NodeState, item: Confirm, sign: Sign) -> Advanced:

@@ -26,7 +26,10 @@ from primia.messages.rounds import (
     Decision,
     Evaluate,
     Evaluation,
+    Measure,
+    MeasureReport,
     ModelEvaluation,
+    Proposal,
     Review,
     ShareKeys,
     Stop,
@@ -37,7 +40,7 @@ from primia.messages.rounds import (
     round_terms,
 )
 from services.data_node.training import approval, domain, secure, store
-from services.data_node.training.domain import Phase
+from services.data_node.training.domain import Phase, RoundKind
 from services.data_node.training.round_files import RoundFiles, wipe
 from services.data_node.training.site import Site, site_of
 from services.data_node.training.stopping import Interrupted, RunEnded, Stopping
@@ -97,11 +100,43 @@ def refuse_review(job: Job, item: Review, error: PrimiaError) -> None:
     job.answer(f"/rounds/{item.run}/decision", Decision(accepted=False, reason=reason))
 
 
+def measure(job: Job, item: Measure) -> None:
+    """Sums over this site's training images, to be added to the other sites' under masks; once a
+    run, since two sums over different sites would tell of the sites that only one has."""
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    if not proposal.statistics.wanted:
+        raise UnexpectedMessage("The approved proposal asks for no statistics.")
+    with ctx.db.reading() as session:
+        if store.has_revealed_statistics(session, run.id):
+            raise UnexpectedMessage("This site has given its statistics in this run already.")
+    site = _enter_round(job, run, item.round, proposal.rounds)
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
+    values = local.measure(ctx, proposal, site, stop)
+    RoundFiles(ctx, run.id, item.round).keep_values(values)
+    terms = round_terms(proposal, "")
+    state, advertisement = secure.begin_measuring(
+        proposal, ctx.identity, item.round, len(values), terms
+    )
+    sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+
+    def change(session: Session) -> None:
+        _still_active(session, run.id)
+        store.begin_measuring(session, run.id, item.round, ctx.clock.now())
+        store.put_secret(session, run.id, item.round, sealed)
+
+    report = MeasureReport(advertisement=encode_key(advertisement))
+    job.answer(f"/rounds/{run.id}/{item.round}/measured", report, change)
+
+
 def train(job: Job, item: Train) -> None:
     from services.data_node.training import local  # torch: in workers only, when it is needed
 
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
+    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
     site = _enter_round(job, run, item.round, proposal.rounds)
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
@@ -120,7 +155,7 @@ def train(job: Job, item: Train) -> None:
             result.change,
             result.groups,
             result.samples,
-            round_terms(proposal, item.weights_digest),
+            round_terms(proposal, item.weights_digest, item.statistics),
         )
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
         update = {"advertisement": encode_key(advertisement), "exponents": exponents}
@@ -153,16 +188,16 @@ def exchange(job: Job, item: ShareKeys | Confirm | Unmask) -> None:
     """A step of secure aggregation whose answer is a message."""
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
-    before, phase = _round_at(job, item, secure_run=proposal.secure)
+    here = _round_at(job, item, proposal)
     with ctx.db.reading() as session:
-        terms = round_terms(proposal, store.weights_digest(session, run.id, item.round))
+        terms = _terms(proposal, store.beginning(session, run.id, item.round))
     verify, sign = secure.verifier(proposal, terms), secure.signer(ctx.identity, terms)
     step = secure.stepper(item, verify, sign)
     state, message = step(_state(job, item))
     sealed = secure.seal(state, ctx.secrets, run.id, item.round)
 
     def change(session: Session) -> None:
-        _advance(session, run.id, item.round, before, phase)
+        _advance(session, run.id, item.round, here)
         store.put_secret(session, run.id, item.round, sealed)
 
     path = f"/rounds/{run.id}/{item.round}/{_PATHS[item.kind]}"
@@ -177,27 +212,37 @@ _PATHS: Mapping[str, str] = {
 
 
 def upload(job: Job, item: Upload) -> None:
-    """The frame is written to disk before it is sent; the change itself is deleted then."""
+    """The frame is written to disk before it is sent; what it was made from is deleted then."""
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
-    before, phase = _round_at(job, item, secure_run=proposal.secure)
+    here = _round_at(job, item, proposal)
     files = RoundFiles(ctx, run.id, item.round)
-    change = files.read_change()
     sealed = None
-    if proposal.secure:
-        state, vector = secure.mask(_state(job, item), item, change)
-        files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
+    if here.secure:
+        state = _masked(files, _state(job, item), item, here.kind)
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
     else:
+        change = files.read_change()
         files.keep_update(_header(item, Kind.PLAIN, len(change)), change)
 
     def advance(session: Session) -> None:
-        _advance(session, run.id, item.round, before, phase)
+        _advance(session, run.id, item.round, here)
         if sealed is not None:
             store.put_secret(session, run.id, item.round, sealed)
 
     job.answer(f"/rounds/{run.id}/{item.round}/update", None, advance)
-    files.forget(files.change)
+    files.forget(files.change, files.values)
+
+
+def _masked(files: RoundFiles, state: NodeState, item: Upload, kind: RoundKind) -> NodeState:
+    """Write the masked frame; the state after it."""
+    if kind == "measure":
+        state, integers = secure.mask_integers(state, item, files.read_values())
+        files.keep_update(_header(item, Kind.INTEGERS, len(integers)), integers)
+        return state
+    state, vector = secure.mask(state, item, files.read_change())
+    files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
+    return state
 
 
 def _header(item: Upload, kind: Kind, count: int) -> Header:
@@ -222,8 +267,9 @@ def evaluate(job: Job, item: Evaluate) -> None:
     stop = Stopping(ctx, run.id, job.item_id, job.held)
 
     def measured(weights: bytes) -> ModelEvaluation:
-        return local.evaluate(ctx, proposal, weights, site, stop)
+        return local.evaluate(ctx, proposal, item, weights, site, stop)
 
+    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
     found = measured(files.fetch_weights(item.weights_digest, item.weights_bytes))
     others = {each.name: measured(files.fetch_model(each)) for each in item.others}
     evaluation = Evaluation(**dict(found), others=others)
@@ -264,6 +310,8 @@ def handle(job: Job, item: WorkItem) -> None:
     match item:
         case Review():
             review(job, item)
+        case Measure():
+            measure(job, item)
         case Train():
             train(job, item)
         case ShareKeys() | Confirm() | Unmask():
@@ -276,19 +324,34 @@ def handle(job: Job, item: WorkItem) -> None:
             stop(job, item)
 
 
-def _round_at(
-    job: Job, item: ShareKeys | Upload | Confirm | Unmask, *, secure_run: bool
-) -> tuple[Phase, Phase]:
-    """The phase that the round is in and the one that the item leads to; raises if it is not at
-    this step or no longer the latest round."""
+@dataclass(frozen=True)
+class _At:
+    """Where a round is at this site, and the phase that the item in work leads to."""
+
+    kind: RoundKind
+    secure: bool
+    before: Phase
+    after: Phase
+
+
+def _terms(proposal: Proposal, began: Train | Measure) -> bytes:
+    if isinstance(began, Measure):
+        return round_terms(proposal, "")
+    return round_terms(proposal, began.weights_digest, began.statistics)
+
+
+def _round_at(job: Job, item: ShareKeys | Upload | Confirm | Unmask, proposal: Proposal) -> _At:
+    """Raises UnexpectedMessage if the round is not at this step or no longer the latest one."""
     with job.ctx.db.reading() as session:
         row = session.get(Round, (item.run, item.round))
         latest = store.current_round(session, item.run)
     phase = cast("Phase | None", row.phase if row else None)
-    after = domain.next_phase(item.kind, phase, secure=secure_run)
+    kind = cast("RoundKind", row.kind if row else "train")
+    is_secure = proposal.secure or kind == "measure"
+    after = domain.next_phase(item.kind, phase, secure=is_secure)
     if phase is None or item.round != latest:
         raise UnexpectedMessage(f"Round {item.round} is over at this site.")
-    return phase, after
+    return _At(kind, is_secure, phase, after)
 
 
 def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> NodeState:
@@ -297,12 +360,12 @@ def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> NodeState:
     return secure.unseal(sealed, job.ctx.secrets, item.run, item.round)
 
 
-def _advance(session: Session, run: str, number: int, before: Phase, after: Phase) -> None:
+def _advance(session: Session, run: str, number: int, here: _At) -> None:
     _still_active(session, run)
     row = store.find_round(session, run, number)
-    if row is None or row.phase != before:
+    if row is None or row.phase != here.before:
         raise Interrupted
-    row.phase = after
+    row.phase = here.after
 
 
 def _still_active(session: Session, run: str) -> Run:

@@ -28,12 +28,21 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import Conflict, NotFound, UnexpectedMessage
-from primia.messages.rounds import WORK_ITEM, Proposal, Scores, Train, TrainReport, WorkItem
+from primia.messages.rounds import (
+    WORK_ITEM,
+    Measure,
+    Proposal,
+    Scores,
+    Train,
+    TrainReport,
+    WorkItem,
+)
 from services.data_node.datasets import store as datasets
 from services.data_node.tables import Base
 from services.data_node.training.domain import (
     ENDED,
     ItemState,
+    RoundKind,
     RunState,
     digest,
     item_round,
@@ -73,12 +82,14 @@ class Run(Base):
 
 
 class Round(Base):
-    """This site's part in one round; ``phase`` is domain.Phase."""
+    """This site's part in one round; ``kind`` is domain.RoundKind, ``phase`` domain.Phase;
+    ``report``: of training, empty where the round measured."""
 
     __tablename__ = "local_rounds"
 
     run: Mapped[str] = mapped_column(ForeignKey("run_approvals.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(12), default="train")
     phase: Mapped[str] = mapped_column(String(12))
     report: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
     created: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -246,6 +257,11 @@ def find_round(session: Session, run: str, number: int) -> Round | None:
     return session.get(Round, (run, number), with_for_update=True)
 
 
+def kind_of_round(session: Session, run: str, number: int) -> RoundKind:
+    row = session.get(Round, (run, number))
+    return cast("RoundKind", row.kind) if row else "train"
+
+
 def current_round(session: Session, run: str) -> int:
     """The latest round begun here; 0 before the first."""
     return session.scalar(select(func.max(Round.number)).where(Round.run == run)) or 0
@@ -255,11 +271,26 @@ def rounds(session: Session, run: str) -> list[Round]:
     return list(session.scalars(select(Round).where(Round.run == run).order_by(Round.number)))
 
 
+def begin_measuring(session: Session, run: str, number: int, now: datetime) -> Round:
+    row = Round(run=run, number=number, kind="measure", phase="trained", report={}, created=now)
+    session.add(row)
+    event(session, run, "measured", {"round": number}, now)
+    return row
+
+
+def has_revealed_statistics(session: Session, run: str) -> bool:
+    """Whether the owner may have opened a sum with this site's statistics in this run."""
+    wanted = select(Round.number).where(
+        Round.run == run, Round.kind == "measure", Round.phase == "revealed"
+    )
+    return session.scalar(wanted) is not None
+
+
 def begin_round(
     session: Session, run: str, number: int, phase: str, report: TrainReport, now: datetime
 ) -> Round:
     shown = report.model_dump(mode="json", exclude={"advertisement", "exponents"})
-    row = Round(run=run, number=number, phase=phase, report=shown, created=now)
+    row = Round(run=run, number=number, kind="train", phase=phase, report=shown, created=now)
     session.add(row)
     event(session, run, "trained", {"round": number, **shown}, now)
     return row
@@ -294,16 +325,16 @@ def find_item(session: Session, item: WorkItem) -> WorkRow | None:
     return session.scalar(wanted.with_for_update())
 
 
-def weights_digest(session: Session, run: str, number: int) -> str:
-    """Of the model that this site trained in the round. Raises UnexpectedMessage if it has not."""
+def beginning(session: Session, run: str, number: int) -> Train | Measure:
+    """The item that the round began with here. Raises UnexpectedMessage if it has not."""
     wanted = select(WorkRow).where(
-        WorkRow.run == run, WorkRow.round == number, WorkRow.kind == "train"
+        WorkRow.run == run, WorkRow.round == number, WorkRow.kind.in_(("train", "measure"))
     )
     row = session.scalar(wanted)
     item = row.read_item() if row else None
-    if not isinstance(item, Train):
+    if not isinstance(item, Train | Measure):
         raise UnexpectedMessage(f"This site has not trained in round {number}.")
-    return item.weights_digest
+    return item
 
 
 def add_item(session: Session, item_id: str, item: WorkItem, now: datetime) -> WorkRow:

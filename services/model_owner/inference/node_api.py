@@ -33,7 +33,6 @@ from primia.prg import fresh_bytes
 from services.model_owner.inference import forward, models, sessions, store
 from services.model_owner.inference.domain import ServingState, SessionState
 from services.model_owner.inference.listener import read_body
-from services.model_owner.inference.serving import spec_at
 from services.model_owner.registry import store as registry
 
 router = APIRouter(prefix="/inference", tags=["encrypted inference: data nodes"])
@@ -76,7 +75,7 @@ def served(_node: Node, ctx: Ctx) -> ServedModels:
 
 def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedModel:
     version = registry.find_version(session, rows[0].model, rows[0].version)
-    spec = spec_at(registry.find_model(session, rows[0].model), version)
+    spec = registry.spec_at(registry.find_model(session, rows[0].model), version)
     card = ModelCard(
         name=version.model,
         version=version.version,
@@ -84,6 +83,7 @@ def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedMo
         classes=spec.classes,
         channels=spec.channels,
         image_size=spec.image_size,
+        norm=spec.norm,
         mean=spec.mean,
         deviation=spec.std,
         digest=version.digest or "",

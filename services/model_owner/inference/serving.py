@@ -13,7 +13,6 @@ from primia.chassis.leases import lease
 from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
 from primia.errors import MalformedMessage, PeerUnavailable, PrimiaError, Unavailable
-from primia.learning.spec import ModelSpec
 from primia.messages.inference import MaskSeed, PlanOffer, Result
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.opening import write_opening
@@ -112,14 +111,8 @@ def _compiled(ctx: Context, row: store.CompiledPlanRow) -> CompiledModel:
 
     with ctx.db.reading() as session:
         version = registry.ready_version(session, row.model, row.version)
-        spec = spec_at(registry.find_model(session, row.model), version)
+        spec = registry.spec_at(registry.find_model(session, row.model), version)
     return compile_version(ctx.files, version.id, spec, row.result, ctx.settings.threads)
-
-
-def spec_at(model: registry.Model, version: ModelVersion) -> ModelSpec:
-    """The model's specification at the image size that this version was trained at."""
-    spec = registry.spec_of(model)
-    return ModelSpec.parse({**spec.model_dump(mode="json"), "image_size": version.image_size})
 
 
 def _offer(ctx: Context, row: store.CompiledPlanRow) -> None:

@@ -41,7 +41,8 @@ class Model(Base):
 
 
 class ModelVersion(LeaseMixin, Base):
-    """``image_size`` is the one that the version was trained at; ``digest`` of its file."""
+    """``image_size`` is the one that the version was trained at; ``digest`` of its file;
+    ``normalisation``: {"mean", "std"} a channel, where its run measured them."""
 
     __tablename__ = "model_versions"
     __table_args__ = (
@@ -59,6 +60,7 @@ class ModelVersion(LeaseMixin, Base):
     parent: Mapped[int | None]
     run: Mapped[str | None] = mapped_column(String(32))
     image_size: Mapped[int]
+    normalisation: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     digest: Mapped[str | None] = mapped_column(String(64))
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     parameters: Mapped[int | None] = mapped_column(BigInteger)
@@ -115,6 +117,7 @@ def add_version(
     image_size: int,
     parent: int | None = None,
     run: str | None = None,
+    normalisation: dict[str, Any] | None = None,
 ) -> ModelVersion:
     """The next version, in preparation."""
     session.get(Model, model, with_for_update=True)  # numbers are given one at a time
@@ -130,6 +133,7 @@ def add_version(
         parent=parent,
         run=run,
         image_size=image_size,
+        normalisation=normalisation,
         created=now,
         created_by=user,
     )
@@ -173,6 +177,13 @@ def find_model(session: Session, name: str) -> Model:
 
 def spec_of(row: Model) -> ModelSpec:
     return ModelSpec.model_validate(row.spec)
+
+
+def spec_at(model: Model, version: ModelVersion, image_size: int | None = None) -> ModelSpec:
+    """The model's specification as this version was trained: its image size (or another that the
+    caller asks for) and its normalisation. Raises InvalidInput for a size that does not fit."""
+    changes = {"image_size": image_size or version.image_size, **(version.normalisation or {})}
+    return ModelSpec.parse({**spec_of(model).model_dump(mode="json"), **changes})
 
 
 def models(session: Session) -> Sequence[Model]:

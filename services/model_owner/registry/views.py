@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from primia.chassis.identity import Principal
-from primia.messages.registry import ModelReport, NodeReport, VersionReport
+from primia.messages.registry import ModelReport, NodeReport, Normalisation, VersionReport
 from primia.messages.rounds import Scores
 from services.model_owner.registry import store
 from services.model_owner.registry.store import Model, ModelVersion
@@ -19,6 +19,9 @@ def version_report(row: ModelVersion) -> VersionReport:
         parent=row.parent,
         run=row.run,
         image_size=row.image_size,
+        normalisation=(
+            Normalisation.model_validate(row.normalisation) if row.normalisation else None
+        ),
         digest=row.digest,
         bytes=row.bytes,
         values=row.size.values if row.state == "ready" else None,

@@ -23,6 +23,7 @@ from primia.messages.rounds import (
     Envelopes,
     Evaluation,
     Failure,
+    MeasureReport,
     ModelEvaluation,
     Shares,
     TrainReport,
@@ -67,7 +68,11 @@ class Place:
         if row is not None:
             members = store.members(store.contributions(self.session, row.id))
             return wanted_in_round(
-                store.phase_of(row), self.site.node, members, secure=self.run.secure
+                store.phase_of(row),
+                self.site.node,
+                members,
+                secure=row.secure,
+                purpose=store.purpose_of(row),
             )
         return wanted_kind(
             store.state_of(self.run), store.site_state(self.site), answered=self._answered()
@@ -143,7 +148,7 @@ class Seat:
 
     def give(self, found: str, size: int) -> None:
         """Count the answer and let the run go on; the caller has stored its content."""
-        step = step_of(store.phase_of(self.row), secure=self.here.run.secure)
+        step = step_of(store.phase_of(self.row), secure=self.row.secure)
         assert step is not None  # the round waited for this answer
         self.contribution.stage = step.after
         self.contribution.answers = {**self.contribution.answers, self.kind: found}
@@ -193,6 +198,20 @@ def report(here: Place, number: int, message: TrainReport, size: int) -> None:
     taken.give(found, size)
 
 
+def measured(here: Place, number: int, message: MeasureReport, size: int) -> None:
+    found = digest(message)
+    taken = seat(here, number, "measure", found)
+    if taken is None:
+        return
+    advertised = secure.check_advertisement(
+        here.session, here.run, taken.row, here.site.node, message.advertisement
+    )
+    if (advertised.samples, advertised.exponents) != (1, (0, 0)):
+        raise InvalidInput("A round that sums integers weighs and scales nothing.")
+    taken.contribution.report = message.model_dump(mode="json")
+    taken.give(found, size)
+
+
 def share(here: Place, number: int, message: Envelopes, size: int) -> None:
     found = digest(message)
     taken = seat(here, number, "share_keys", found)
@@ -218,7 +237,7 @@ def confirm(here: Place, number: int, message: Confirmation, size: int) -> None:
         secure.outcome(here.session, taken.row, known),
         here.site.node,
         decode_key(message.signature),
-        secure.verifier(here.session, here.run),
+        secure.verifier(here.session, here.run, taken.row),
     )
     taken.contribution.confirmation = message.signature
     taken.give(found, size)

@@ -32,7 +32,10 @@ Phase = Literal[
     "abandoned",
 ]
 SiteState = Literal["invited", "accepted", "refused", "silent"]
-Kind = Literal["review", "train", "share_keys", "upload", "confirm", "unmask", "evaluate", "stop"]
+Purpose = Literal["train", "measure"]
+Kind = Literal[
+    "review", "measure", "train", "share_keys", "upload", "confirm", "unmask", "evaluate", "stop"
+]
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     "reviewing": frozenset({"running", "evaluating", "failed", "cancelled"}),
@@ -217,13 +220,18 @@ def wanted_kind(run: RunState, site: SiteState, *, answered: bool) -> Kind | Non
 
 
 def wanted_in_round(
-    phase: Phase, node: str, members: Iterable[Member], *, secure: bool
+    phase: Phase,
+    node: str,
+    members: Iterable[Member],
+    *,
+    secure: bool,
+    purpose: Purpose = "train",
 ) -> Kind | None:
     """The one item that an open round waits for from a node, or None."""
     step = step_of(phase, secure=secure)
     if step is None or node not in step.waiting(members):
         return None
-    return step.kind
+    return purpose if step.kind == "train" else step.kind
 
 
 def drawn(nodes: Sequence[str], sites: int | None, seed: int, number: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from primia.messages.rounds import (
     Candidate,
     Confirm,
     Evaluate,
+    Measure,
     Review,
     ShareKeys,
     Stop,
@@ -50,6 +51,7 @@ def _item(session: Session, run: Run, site: Site, kind: Kind) -> WorkItem:
                 Candidate(name=each.name, weights_digest=each.digest, weights_bytes=each.bytes)
                 for each in store.others(run)
             ),
+            statistics=store.statistics_of(run),
         )
     return Stop.model_validate({"run": run.id, "state": run.state, "reason": run.reason})
 
@@ -61,7 +63,12 @@ def _train(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
         done=run.done,
         weights_digest=run.weights_digest,
         weights_bytes=run.weights_bytes,
+        statistics=store.statistics_of(run),
     )
+
+
+def _measure(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    return Measure(run=run.id, round=row.number)
 
 
 def _share_keys(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
@@ -72,9 +79,9 @@ def _upload(session: Session, run: Run, row: Round, node: str) -> WorkItem:
     samples = {
         contribution.node: int(contribution.report["samples"])
         for contribution in store.contributions(session, row.id)
-        if contribution.stage >= Stage.TRAINED and contribution.report
+        if row.purpose == "train" and contribution.stage >= Stage.TRAINED and contribution.report
     }
-    if not run.secure:
+    if not row.secure:
         return Upload(run=run.id, round=row.number, samples=samples)
     bounds = secure.roster(session, run, row).exponents
     return Upload(
@@ -105,6 +112,7 @@ def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
 
 
 _ROUND_ITEMS: Mapping[Kind, Callable[[Session, Run, Round, str], WorkItem]] = {
+    "measure": _measure,
     "train": _train,
     "share_keys": _share_keys,
     "upload": _upload,

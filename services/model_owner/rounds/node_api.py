@@ -26,6 +26,7 @@ from primia.messages.rounds import (
     Envelopes,
     Evaluation,
     Failure,
+    MeasureReport,
     Shares,
     TrainReport,
     WorkItem,
@@ -153,6 +154,18 @@ def report(
     _answer(ctx, run, node, lambda here: answers.report(here, number, message, _size(request)))
 
 
+@router.put("/rounds/{run}/{round}/measured", summary="Be ready to sum statistics", **_TAKEN)
+def measured(
+    ctx: Ctx,
+    node: Node,
+    run: Id,
+    number: Annotated[Number, Path(alias="round")],
+    message: MeasureReport,
+    request: Request,
+) -> None:
+    _answer(ctx, run, node, lambda here: answers.measured(here, number, message, _size(request)))
+
+
 def _size(request: Request) -> int:
     """Bytes of a JSON body, as announced; chunked ones are counted as none."""
     announced = request.headers.get("Content-Length", "0")
@@ -191,7 +204,8 @@ async def upload(
     number: Annotated[Number, Path(alias="round")],
     request: Request,
 ) -> None:
-    """36 bytes of header, then 4 bytes a value: uint32 if masked, float32 if plain."""
+    """36 bytes of header, then the values: uint32 if masked, float32 if plain, uint64 if the round
+    sums integers."""
     await receive_update(ctx, request, run, number, node.name)
 
 

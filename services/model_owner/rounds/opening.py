@@ -10,18 +10,22 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from primia.aggregation import server
+from primia.aggregation.masking import Words
 from primia.aggregation.plain import WeightedMean
+from primia.aggregation.roster import Roster
+from primia.aggregation.survivors import Outcome
 from primia.aggregation.wire import HEADER_BYTES
 from primia.chassis.context import Context
 from primia.learning.layout import Vector
 from primia.learning.server import Moments, step
+from primia.learning.statistics import Statistics
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.weights import Written
 from services.model_owner.rounds import answers, secure, store
 from services.model_owner.rounds.domain import Stage
 from services.model_owner.rounds.tables import Contribution, Round, Run
-from services.model_owner.rounds.uploads import round_file
+from services.model_owner.rounds.uploads import kind_of, round_file
 
 
 def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
@@ -33,14 +37,13 @@ def add_update(ctx: Context, run: Run, row: Round, contribution: Contribution) -
     """Write sum k + 1 from sum k and one update; writing it again gives the same file."""
     assert contribution.upload is not None  # of stage UPLOADED
     assert contribution.report is not None
-    count = secure.groups(run).size
+    count, kind = secure.groups(run, row).size, kind_of(row)
     update = round_file(ctx.files, run.id, row.number, contribution.upload)
-    dtype = "<u4" if run.secure else "<f8"
-    total = _read_sum(ctx, run, row, count, dtype)  # (count,)
+    total = _read_sum(ctx, run, row, count, kind.dtype if row.secure else "<f8")  # (count,)
     with update.open("rb") as file:
         file.seek(HEADER_BYTES)
-        if run.secure:
-            server.RunningSum(count, total).add(file)
+        if row.secure:
+            server.RunningSum(count, total, kind).add(file)
         else:
             WeightedMean(count, total).add(file, int(contribution.report["samples"]))
     ctx.files.write(sum_file(ctx, run, row, row.summed + 1), total.view(np.uint8).data)
@@ -57,13 +60,30 @@ def mean_update(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
 
     Raises BelowThreshold or InconsistentRound where the masks cannot be removed.
     """
-    count = secure.groups(run).size
-    if not run.secure:
+    count = secure.groups(run, row).size
+    if not row.secure:
         total = _read_sum(ctx, run, row, count, "<f8")
         return WeightedMean(count, total, _samples(session, row)).result()
-    masked = _read_sum(ctx, run, row, count, "<u4")
+    masked: NDArray[np.uint32] = _read_sum(ctx, run, row, count, "<u4")
     roster = secure.roster(session, run, row)
     outcome = secure.outcome(session, row, roster)
+    _unmask(ctx, session, row, roster, outcome, masked)
+    return server.mean(masked, roster, outcome, masked.view(np.float32))
+
+
+def statistics(ctx: Context, session: Session, run: Run, row: Round) -> Statistics:
+    """What the sum of a measuring round says. Raises as ``mean_update``, or Contradictory."""
+    card = store.proposal_of(run).model
+    sums: NDArray[np.uint64] = _read_sum(ctx, run, row, secure.groups(run, row).size, "<u8")
+    roster = secure.roster(session, run, row)
+    _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), sums)
+    size = store.request_of(run).training.image_size
+    return Statistics.of(sums, len(card.classes), card.channels, size)
+
+
+def _unmask(
+    ctx: Context, session: Session, row: Round, roster: Roster, outcome: Outcome, total: Words
+) -> None:
     reveals = {
         contribution.node: ctx.secrets.open(
             contribution.reveal, answers.purpose(row, contribution.node)
@@ -72,8 +92,7 @@ def mean_update(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
         if contribution.reveal is not None
     }
     envelopes = secure.envelopes(session, row)
-    opened = server.unmask(masked, roster, envelopes, outcome, reveals)
-    return server.mean(opened, roster, outcome, opened.view(np.float32))
+    server.remove_masks(total, roster, outcome, server.recover(roster, envelopes, outcome, reveals))
 
 
 def _samples(session: Session, row: Round) -> int:

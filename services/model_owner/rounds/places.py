@@ -29,6 +29,19 @@ def of_round(ctx: Context, session: Session, run: Run) -> tuple[str, ...]:
     return drawn(asked, sites, request.training.seed, run.number)
 
 
+def measures(run: Run) -> bool:
+    """Whether the run's next round sums statistics."""
+    return run.statistics is None and store.proposal_of(run).statistics.wanted
+
+
+def of_measuring(ctx: Context, session: Session, run: Run) -> tuple[str, ...]:
+    """All sites that are there, whatever share of them a round of training asks."""
+    willing, away = _willing(session, run), _away(ctx, session, run)
+    present = tuple(node for node in willing if node not in away)
+    needed = store.proposal_of(run).measuring_threshold
+    return present if len(present) >= needed else tuple(willing)
+
+
 def enough(session: Session, run: Run) -> str | None:
     """Why the run ends before its last round, if it does."""
     course = Course.model_validate(run.course)

@@ -107,6 +107,8 @@ def go_on(ctx: Context, session: Session, run: Run) -> None:
     reason = places.enough(session, run)
     if reason is not None:
         conclude(ctx, session, run, reason)
+    elif places.measures(run):
+        open_round(ctx, session, run, places.of_measuring(ctx, session, run))
     else:
         open_round(ctx, session, run, places.of_round(ctx, session, run))
 
@@ -121,27 +123,38 @@ def conclude(ctx: Context, session: Session, run: Run, reason: str = "") -> None
 
 
 def open_round(ctx: Context, session: Session, run: Run, nodes: Sequence[str]) -> None:
-    """The round of the run's present number, with these nodes."""
+    """The round of the run's present number, with these nodes; the first one that comes to an end
+    measures, if the run wants statistics."""
     now = ctx.clock.now()
+    proposal = store.proposal_of(run)
+    measures = places.measures(run)
     row = Round(
-        id=fresh_bytes(16).hex(), run=run.id, number=run.number, phase="training", started=now
+        id=fresh_bytes(16).hex(),
+        run=run.id,
+        number=run.number,
+        purpose="measure" if measures else "train",
+        secure=run.secure or measures,
+        needed=proposal.measuring_threshold if measures else run.needed,
+        phase="training",
+        started=now,
     )
     session.add(row)
     session.flush()
     session.add_all(Contribution(round=row.id, node=node) for node in nodes)
     set_deadline(ctx, run, "train")
-    store.record(session, run.id, now, "round", round=row.number, phase="training")
+    phase = "measuring" if measures else "training"
+    store.record(session, run.id, now, "round", round=row.number, phase=phase)
     session.flush()
 
 
 def _phase(ctx: Context, session: Session, run: Run) -> bool:
     row = store.present_round(session, run)
-    step = step_of(store.phase_of(row), secure=run.secure) if row else None
+    step = step_of(store.phase_of(row), secure=row.secure) if row else None
     if row is None or step is None:
         return False
     contributions = store.contributions(session, row.id)
     members = store.members(contributions)
-    verdict = settle(step, members, run.needed, expired=_expired(ctx, run))
+    verdict = settle(step, members, row.needed, expired=_expired(ctx, run))
     for contribution in contributions:
         if contribution.node in verdict.silent:
             drop(ctx, session, run, row, contribution, places.SILENT)
@@ -149,7 +162,7 @@ def _phase(ctx: Context, session: Session, run: Run) -> bool:
         abandon(ctx, session, run, row, verdict.reason)
         return True
     if isinstance(verdict, Advance):
-        enter(ctx, session, run, row, following(store.phase_of(row), secure=run.secure))
+        enter(ctx, session, run, row, following(store.phase_of(row), secure=row.secure))
         return True
     if verdict.silent:  # the next node has its turn
         set_deadline(ctx, run, step.timeout)
@@ -178,8 +191,8 @@ def drop(
 
 def enter(ctx: Context, session: Session, run: Run, row: Round, phase: Phase) -> None:
     """The round's next phase; its deadline, or its task."""
-    row.phase = move_phase(store.phase_of(row), phase, secure=run.secure)
-    step = step_of(phase, secure=run.secure)
+    row.phase = move_phase(store.phase_of(row), phase, secure=row.secure)
+    step = step_of(phase, secure=row.secure)
     set_deadline(ctx, run, step.timeout if step else None)
     store.record(session, run.id, ctx.clock.now(), "round", round=row.number, phase=phase)
     if phase == "absorbing":
@@ -205,7 +218,7 @@ def abandon(ctx: Context, session: Session, run: Run, row: Round, reason: str) -
         if contribution.dropped
     )
     said = f"{reason} ({dropped})" if dropped else reason
-    close(ctx, session, row, "abandoned", said, secure_run=run.secure)
+    close(ctx, session, row, "abandoned", said)
     store.record(
         session, run.id, ctx.clock.now(), "abandoned", round=row.number, reason=said[:REASON]
     )
@@ -217,10 +230,8 @@ def abandon(ctx: Context, session: Session, run: Run, row: Round, reason: str) -
     go_on(ctx, session, run)
 
 
-def close(
-    ctx: Context, session: Session, row: Round, phase: Phase, reason: str, *, secure_run: bool
-) -> None:
-    row.phase = move_phase(store.phase_of(row), phase, secure=secure_run)
+def close(ctx: Context, session: Session, row: Round, phase: Phase, reason: str) -> None:
+    row.phase = move_phase(store.phase_of(row), phase, secure=row.secure)
     row.reason, row.ended = reason[:REASON], ctx.clock.now()
     store.erase_secrets(session, row.id)
     ctx.metrics.counter("rounds", "Rounds of training ended", ("outcome",)).labels(phase).inc()
@@ -248,7 +259,7 @@ def end(ctx: Context, session: Session, run: Run, state: RunState, reason: str =
     run.state = move_run(store.state_of(run), state)
     run.reason, run.ended, run.deadline = reason[:REASON], ctx.clock.now(), None
     if row is not None and row.ended is None:
-        close(ctx, session, row, "abandoned", f"the run was {state}", secure_run=run.secure)
+        close(ctx, session, row, "abandoned", f"the run was {state}")
     store.release(session, run.id)
     store.record(session, run.id, run.ended, state, reason=run.reason)
     ctx.metrics.counter("runs", "Training runs ended", ("state",)).labels(state).inc()

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from primia.aggregation import server
-from primia.aggregation.keys import Verify
+from primia.aggregation.keys import Advertisement, Verify
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import Groups, RoundId
 from primia.chassis.identity import Principal, decode_key
 from primia.errors import InvalidInput, MalformedMessage
+from primia.learning import statistics
 from primia.messages.rounds import TrainReport, round_terms
 from services.model_owner.rounds import store
 from services.model_owner.rounds.domain import Stage, at_least
 from services.model_owner.rounds.tables import Round, Run
 
 
-def verifier(session: Session, run: Run) -> Verify:
+def verifier(session: Session, run: Run, row: Round) -> Verify:
     """Signatures by the keys that were enrolled when the run was proposed, over what its nodes must
-    agree on: the proposal and the weights of the present round."""
-    terms = round_terms(store.proposal_of(run), run.weights_digest)
+    agree on: the proposal and what the present round starts from."""
+    digest = "" if row.purpose == "measure" else run.weights_digest
+    terms = round_terms(store.proposal_of(run), digest, store.statistics_of(run))
     keys = {
         row.node: Principal(name=row.node, role="data_node", public_key=row.public_key)
         for row in store.sites(session, run.id)
@@ -42,7 +44,11 @@ def round_id(run: Run, row: Round) -> RoundId:
     return RoundId(bytes.fromhex(run.id), row.number)
 
 
-def groups(run: Run) -> Groups:
+def groups(run: Run, row: Round) -> Groups:
+    """The vector that the round sums."""
+    if row.purpose == "measure":
+        card = store.proposal_of(run).model
+        return Groups(statistics.length(len(card.classes), card.channels), 0)
     return Groups(run.parameters, run.buffers)
 
 
@@ -60,7 +66,7 @@ def decoded(values: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def roster(session: Session, run: Run, row: Round) -> Roster:
-    return Roster.of(decoded(advertisements(session, row)), verifier(session, run))
+    return Roster.of(decoded(advertisements(session, row)), verifier(session, run, row))
 
 
 def envelopes(session: Session, row: Round) -> dict[str, dict[str, bytes]]:
@@ -75,6 +81,23 @@ def outcome(session: Session, row: Round, known: Roster) -> Outcome:
     return Outcome.of(known, store.envelopes(session, row.id), survivors(session, row))
 
 
+def check_advertisement(
+    session: Session, run: Run, row: Round, node: str, text: str
+) -> Advertisement:
+    """This node's signed keys for this round.
+
+    Raises MalformedMessage, InconsistentRound, InvalidSignature.
+    """
+    return server.check_advertisement(
+        decode_key(text),
+        node,
+        round_id(run, row),
+        row.needed,
+        groups(run, row),
+        verifier(session, run, row),
+    )
+
+
 def check_report(session: Session, run: Run, row: Round, node: str, report: TrainReport) -> None:
     """The report carries this node's signed keys for this round, and says the same as they do.
 
@@ -82,14 +105,7 @@ def check_report(session: Session, run: Run, row: Round, node: str, report: Trai
     """
     if report.advertisement is None:
         raise InvalidInput("The report of a secure round needs the advertisement of its keys.")
-    found = server.check_advertisement(
-        decode_key(report.advertisement),
-        node,
-        round_id(run, row),
-        run.needed,
-        groups(run),
-        verifier(session, run),
-    )
+    found = check_advertisement(session, run, row, node, report.advertisement)
     stated = (report.exponents.get("parameters"), report.exponents.get("buffers"))
     if (found.samples, found.exponents) != (report.samples, stated):
         raise InvalidInput("The report's samples or exponents differ from those advertised.")

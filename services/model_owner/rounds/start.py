@@ -24,9 +24,8 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     """The run in review. Raises NotFound (model, version, node), Conflict (version not ready, node
     engaged), InvalidInput (image size, class weights, threshold)."""
     version = registry.ready_version(session, request.model, request.version)
-    spec = registry.spec_of(registry.find_model(session, request.model))
-    if request.training.image_size != spec.image_size:  # refused where the architecture cannot
-        spec = ModelSpec.parse({**spec.model_dump(), "image_size": request.training.image_size})
+    model = registry.find_model(session, request.model)
+    spec = registry.spec_at(model, version, request.training.image_size)
     request.training.check_classes(len(spec.classes))
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
@@ -91,13 +90,14 @@ def _proposal(
         owner=ctx.identity.name,
         model=card,
         nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in nodes),
-        rounds=request.rounds + request.repeats,
+        rounds=request.rounds + request.repeats + request.statistics.wanted,
         planned=request.rounds,
         training=request.training,
         secure=request.aggregation.secure,
         threshold=threshold,
         sites_per_round=request.aggregation.sites_per_round,
         others=len(request.compare) + (request.selection != "last"),
+        statistics=request.statistics,
         timeouts=request.timeouts,
     )
 

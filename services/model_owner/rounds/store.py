@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from primia.errors import Conflict, NotFound
+from primia.learning.statistics import Statistics
 from primia.messages.rounds import Proposal, RunRequest
 from services.model_owner.rounds.course import Course, Model
 from services.model_owner.rounds.domain import (
@@ -20,6 +21,7 @@ from services.model_owner.rounds.domain import (
     ENDED,
     Member,
     Phase,
+    Purpose,
     RunState,
     SiteState,
     Stage,
@@ -245,6 +247,14 @@ def state_of(row: Run) -> RunState:
 
 def site_state(row: Site) -> SiteState:
     return cast(SiteState, row.state)
+
+
+def purpose_of(row: Round) -> Purpose:
+    return cast(Purpose, row.purpose)
+
+
+def statistics_of(row: Run) -> Statistics | None:
+    return Statistics.model_validate(row.statistics) if row.statistics else None
 
 
 def phase_of(row: Round) -> Phase:

@@ -26,7 +26,8 @@ REASON = 2000
 
 class Run(LeaseMixin, Base):
     """``deadline`` of what the run waits for at present; ``number`` of the present global model,
-    which lies in ``weights``, a file below the state directory; ``repeats`` that are left.
+    which lies in ``weights``, a file below the state directory; ``repeats`` that are left;
+    ``statistics`` (learning.statistics) once its measuring round is open.
 
     ``compared``: versions that are evaluated as well, ``course``: how stopping and selection stand
     (course.Course), both as JSON.
@@ -55,6 +56,7 @@ class Run(LeaseMixin, Base):
     buffers: Mapped[int] = mapped_column(BigInteger)
     compared: Mapped[list[Any]] = mapped_column(JsonDocument, default=list)
     course: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     deadline: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     cleaned: Mapped[bool] = mapped_column(default=False)
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -98,7 +100,8 @@ class Site(Base):
 
 
 class Round(LeaseMixin, Base):
-    """``summed``: updates in the running sum, and the number in its file's name."""
+    """``summed``: updates in the running sum, and the number in its file's name; ``needed``: sites
+    that must remain. A round that measures is secure whatever its run is."""
 
     __tablename__ = "rounds"
     __table_args__ = (UniqueConstraint("run", "number"),)
@@ -106,6 +109,9 @@ class Round(LeaseMixin, Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     run: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     number: Mapped[int]
+    purpose: Mapped[str] = mapped_column(String(12), default="train")
+    secure: Mapped[bool]
+    needed: Mapped[int]
     phase: Mapped[str] = mapped_column(String(12), index=True)
     reason: Mapped[str] = mapped_column(String(REASON), default="")
     summed: Mapped[int] = mapped_column(default=0)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from primia.aggregation.errors import InvalidUpdate
@@ -18,6 +20,7 @@ from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import InvalidInput, MalformedMessage, PeerError, StorageFull
+from primia.learning.statistics import Statistics
 from primia.messages.rounds import ModelEvaluation, Scores
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
@@ -136,16 +139,25 @@ def open_round(ctx: Context, round_id: str) -> None:
                 return
             run = store.find(session, row.run)
             try:
-                update = opening.mean_update(ctx, session, run, row)
-                with _full_disk_is_told(ctx, run.id):
-                    written = opening.write_model(ctx, session, run, update)
+                result = _result(ctx, session, run, row)
             except (PeerError, InvalidInput, FileNotFoundError) as error:
                 reason = getattr(error, "detail", "the sum or the model is gone from the disk")
-                written = None
-        if written is None:
+                result = None
+        if result is None:
             _cannot_open(ctx, run.id, round_id, reason, held)
         else:
-            _opened(ctx, run, row, written, held)
+            _opened(ctx, run, row, result, held)
+
+
+def _result(ctx: Context, session: Session, run: Run, row: Round) -> Written | Statistics:
+    if row.purpose == "measure":
+        found = opening.statistics(ctx, session, run, row)
+        if store.proposal_of(run).statistics.class_weights:
+            found.class_weights()  # refused here rather than at every site
+        return found
+    update = opening.mean_update(ctx, session, run, row)
+    with _full_disk_is_told(ctx, run.id):
+        return opening.write_model(ctx, session, run, update)
 
 
 def _cannot_open(ctx: Context, run_id: str, round_id: str, reason: str, held: Held) -> None:
@@ -157,31 +169,26 @@ def _cannot_open(ctx: Context, run_id: str, round_id: str, reason: str, held: He
             progress.advance(ctx, session, run)
 
 
-def _opened(ctx: Context, before: Run, row_before: Round, written: Written, held: Held) -> None:
-    """One transaction makes the new model the run's; then the old files go."""
+def _opened(
+    ctx: Context, before: Run, row_before: Round, result: Written | Statistics, held: Held
+) -> None:
+    """One transaction makes the new model (or the statistics) the run's; then the old files go."""
     with ctx.db.session() as session:
         run = store.find(session, before.id, lock=True)
         row = session.get_one(Round, row_before.id)
         if row.phase != "opening" or held.lost.is_set():
             return
-        _record_opening(ctx, run, row, written)
+        opened = _record_opening(ctx, session, run, row, result)
         session.flush()
-        contributions = store.contributions(session, row.id)
-        scores = training_scores(contributions)
-        _measured(run, before, received_scores(contributions))
-        progress.close(ctx, session, row, "done", "", secure_run=run.secure)
-        store.record(
-            session,
-            run.id,
-            ctx.clock.now(),
-            "opened",
-            round=row.number,
-            **scores.model_dump(mode="json"),
-        )
+        if row.purpose == "train":
+            _measured(run, before, received_scores(store.contributions(session, row.id)))
+        progress.close(ctx, session, row, "done", "")
+        now = ctx.clock.now()
+        store.record(session, run.id, now, "opened", round=row.number, node=None, **opened)
         progress.go_on(ctx, session, run)
         progress.advance(ctx, session, run)
         kept = Course.model_validate(run.course).best
-    log.info("round opened", run=run.id, round=row.number, bytes=written.bytes)
+    log.info("round opened", run=run.id, round=row.number, purpose=row.purpose)
     _forget_round(ctx, before, row_before, kept)
 
 
@@ -194,17 +201,26 @@ def _measured(run: Run, before: Run, received: Scores) -> None:
     run.course = course.model_dump(mode="json")
 
 
-def _record_opening(ctx: Context, run: Run, row: Round, written: Written) -> None:
+def _record_opening(
+    ctx: Context, session: Session, run: Run, row: Round, result: Written | Statistics
+) -> dict[str, JsonValue]:
+    """The run with what the round gave; what its event says of it."""
+    run.number = row.number + 1
+    if isinstance(result, Statistics):
+        run.statistics = result.model_dump(mode="json")
+        return {"images": result.images}
     path = opening.model_file(ctx, run, row.number + 1)
     run.done += 1
-    run.number = row.number + 1
     run.weights = str(path.relative_to(ctx.files.root))
-    run.weights_digest, run.weights_bytes = written.digest, written.bytes
+    run.weights_digest, run.weights_bytes = result.digest, result.bytes
+    return training_scores(store.contributions(session, row.id)).model_dump(mode="json")
 
 
 def _forget_round(ctx: Context, before: Run, row: Round, kept: Model | None) -> None:
     """All that is not needed any more; ``kept``: the best model so far."""
     shutil.rmtree(round_file(ctx.files, before.id, row.number, "x").parent, ignore_errors=True)
+    if row.purpose == "measure":  # the weights go on to the next round
+        return
     earlier = Course.model_validate(before.course).best
     for path in {before.weights, *([earlier.path] if earlier else [])}:
         if not path.startswith("runs/"):  # the first round's lie in the registry, and stay
@@ -276,6 +292,7 @@ def _register(ctx: Context, session: Session, run: Run) -> None:
         image_size=store.request_of(run).training.image_size,
         parent=run.version,
         run=run.id,
+        normalisation=_normalisation(session, run),
     )
     final = final_scores(store.sites(session, run.id))
     registry.settle(
@@ -286,6 +303,15 @@ def _register(ctx: Context, session: Session, run: Run) -> None:
         metrics=final.model_dump(mode="json") if final else None,
     )
     run.final_version = row.version
+
+
+def _normalisation(session: Session, run: Run) -> dict[str, Any] | None:
+    """What the run's sites trained with: measured, or that of the version it started from."""
+    found = store.statistics_of(run)
+    if found is None or not store.proposal_of(run).statistics.normalise:
+        return registry.find_version(session, run.model, run.version).normalisation
+    mean, std = found.normalisation()
+    return {"mean": list(mean), "std": list(std)}
 
 
 def clean(ctx: Context, run_id: str) -> None:

@@ -25,8 +25,13 @@ def round_file(files: Files, run: str, number: int, name: str) -> Path:
 
 
 def expected_header(run: Run, row: Round) -> Header:
-    kind = Kind.MASKED if run.secure else Kind.PLAIN
-    return Header(kind, secure.round_id(run, row), secure.groups(run).size)
+    return Header(kind_of(row), secure.round_id(run, row), secure.groups(run, row).size)
+
+
+def kind_of(row: Round) -> Kind:
+    if row.purpose == "measure":
+        return Kind.INTEGERS
+    return Kind.MASKED if row.secure else Kind.PLAIN
 
 
 async def receive_update(

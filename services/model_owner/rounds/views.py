@@ -38,13 +38,13 @@ def training_scores(rows: Sequence[Contribution]) -> Scores:
     return mean(
         Measure(int(row.report["samples"]), row.report["loss"], row.report["accuracy"])
         for row in counted
-        if row.report
+        if row.report and "loss" in row.report
     )
 
 
 def received_scores(rows: Sequence[Contribution]) -> Scores:
     """Of the model that the round started from, over all sites that measured it."""
-    measured = [row.report["received"] for row in rows if row.report and row.report["received"]]
+    measured = [row.report["received"] for row in rows if row.report and row.report.get("received")]
     return mean(_measure(Scores.model_validate(scores)) for scores in measured)
 
 
@@ -84,6 +84,7 @@ def report(session: Session, run: Run) -> RunReport:
         {
             **_summary(run),
             "request": store.request_of(run),
+            "statistics": store.statistics_of(run),
             "sites": tuple(_site(site) for site in sites),
             "final": final,
             "reports": _rounds(session, run, final),
@@ -109,15 +110,20 @@ def _rounds(session: Session, run: Run, final: Scores | None) -> tuple[RoundRepo
     result = final
     for row in reversed(rows):
         places = contributions.get(row.id, [])
-        reports.append(_round(row, places, result if row.phase == "done" else None))
+        reports.append(_round(row, places, _made(row, result)))
         received = reports[-1].received
         result = received if received.samples else (None if row.phase == "done" else result)
     return tuple(reversed(reports))
 
 
+def _made(row: Round, result: Scores | None) -> Scores | None:
+    return result if row.phase == "done" and row.purpose == "train" else None
+
+
 def _round(row: Round, places: Sequence[Contribution], result: Scores | None) -> RoundReport:
     return RoundReport(
         number=row.number,
+        purpose=store.purpose_of(row),
         phase=row.phase,
         reason=row.reason,
         started=row.started,

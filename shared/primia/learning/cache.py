@@ -70,6 +70,21 @@ def load_pixels(
     return found
 
 
+def load_sizes(
+    manifest: DatasetManifest, root: Path, progress: Progress | None = None
+) -> NDArray[np.int64]:
+    """(images, 2): width and height of each image as it is stored, in the manifest's order.
+
+    Raises ImageRejected or DatasetChanged.
+    """
+    sizes = np.empty((len(manifest), 2), dtype=np.int64)
+    for index, entry in enumerate(manifest.entries):
+        sizes[index] = images.original_size(_registered(root, entry), entry.path)
+        if progress:
+            progress(index + 1, len(manifest))
+    return sizes
+
+
 def _open(target: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The mapped array, or None where there is none or it is damaged (it is then built again)."""
     if math.prod(shape) == 0:

@@ -36,6 +36,6 @@ class ModelCard(Message):
     channels: Literal[1, 3] = 3
     norm: Literal["batch", "group"] = "batch"
     image_size: int = Field(ge=16, le=512)
-    mean: float = Field(default=0.5, ge=0, le=1)
-    deviation: float = Field(default=0.25, gt=0, le=10)
+    mean: float | tuple[float, ...] = Field(default=0.5, description="or one a channel")
+    deviation: float | tuple[float, ...] = Field(default=0.25, description="or one a channel")
     digest: Digest = Field(description="SHA-256 of the weights file")

@@ -24,6 +24,13 @@ class NewModel(ModelSpec):
         return ModelSpec(**{field: getattr(self, field) for field in ModelSpec.model_fields})
 
 
+class Normalisation(Message):
+    """A channel's pixels, from 0 to 1, enter the model as (pixel - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class VersionReport(Message):
     """``metrics``: of the final evaluation, where a run made the version."""
 
@@ -35,6 +42,9 @@ class VersionReport(Message):
     parent: int | None = Field(default=None, description="the version it was made from")
     run: Id | None = Field(default=None, description="the run that made it")
     image_size: int
+    normalisation: Normalisation | None = Field(
+        default=None, description="of its input, where its run measured it; else the model's own"
+    )
     digest: Digest | None = None
     bytes: int | None = None
     values: int | None = Field(default=None, description="parameters and buffers")

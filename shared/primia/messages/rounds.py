@@ -7,6 +7,7 @@ idempotent: the same body again is accepted, another body for an answered item i
 
     item         the node's answer
     review       PUT /rounds/{run}/decision
+    measure      PUT /rounds/{run}/{round}/measured           (before the first training round)
     train        GET /rounds/{run}/{round}/weights, then PUT /rounds/{run}/{round}/report
     share_keys   PUT /rounds/{run}/{round}/envelopes          (secure aggregation only)
     upload       PUT /rounds/{run}/{round}/update              (binary, aggregation.wire)
@@ -20,6 +21,8 @@ idempotent: the same body again is accepted, another body for an answered item i
 Weights of round r (1-based) are the global model that round r starts from; the final model has
 the number after the last round. A number is never asked for twice with other keys: a round that
 too few nodes could finish is abandoned and tried again, from the same weights, under the next one.
+A round that begins with ``measure`` sums integers (the sites' statistics) instead of changes and is
+always secure; what it opened comes with every later ``train`` and ``evaluate``.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from primia.aggregation.terms import MIN_NODES, default_threshold
 from primia.evaluation.counts import Counts
 from primia.learning.config import ServerOptimiser, Stopping, TrainingConfig
+from primia.learning.statistics import Statistics
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
+from primia.messages.privacy import StatisticsSettings
 
 MAX_NODES = 100
 MAX_ROUNDS = 10_000
@@ -105,14 +111,21 @@ class RunRequest(Message):
     compare: tuple[Annotated[int, Field(ge=1, le=2**31 - 1)], ...] = Field(
         default=(), max_length=MAX_COMPARED, description="versions that the sites evaluate as well"
     )
+    statistics: StatisticsSettings = StatisticsSettings()
     timeouts: Timeouts = Timeouts()
 
     @model_validator(mode="after")
     def _nodes(self) -> RunRequest:
         if len(set(self.nodes)) != len(self.nodes):
             raise ValueError("a node is named twice")
-        if self.rounds + self.repeats > MAX_ROUNDS:
+        if self.rounds + self.repeats + self.statistics.wanted > MAX_ROUNDS:
             raise ValueError(f"rounds and repeats together are above {MAX_ROUNDS}")
+        if self.statistics.wanted and len(self.nodes) < MIN_NODES:
+            raise ValueError(
+                "statistics are summed securely over at least two nodes: one would show its own"
+            )
+        if self.statistics.class_weights and self.training.class_weights is not None:
+            raise ValueError("give class weights, or let them be measured, not both")
         if self.aggregation.secure and len(self.nodes) < 2:
             raise ValueError("secure aggregation needs at least two nodes")
         if len(set(self.compare)) != len(self.compare):
@@ -154,19 +167,31 @@ class Proposal(Message):
     others: int = Field(
         default=0, ge=0, le=MAX_COMPARED + 1, description="models evaluated beside the final one"
     )
+    statistics: StatisticsSettings = StatisticsSettings()
     timeouts: Timeouts
 
+    @property
+    def measuring_threshold(self) -> int:
+        """Of the round that sums statistics: over all sites, and secure also where the run is
+        not."""
+        if self.secure and self.sites_per_round is None:
+            return self.threshold
+        return max(MIN_NODES, default_threshold(len(self.nodes)))
 
-def round_terms(proposal: Proposal, weights_digest: str) -> bytes:
+
+def round_terms(
+    proposal: Proposal, weights_digest: str, statistics: Statistics | None = None
+) -> bytes:
     """32 bytes that every signature of a secure round covers: the whole proposal, and the digest of
-    the weights that the round starts from.
+    the weights that the round starts from (none where it measures), and the statistics it uses.
 
     An owner that gave one site another model or other settings than the rest could make the others'
     updates vanish and read that site's from the sum (Pasquini et al., Eluding Secure Aggregation in
     Federated Learning via Model Inconsistency, CCS 2022). Sites that differ refuse the signatures.
     """
     document = json.dumps(proposal.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    text = f"primia/rounds/terms/1\0{weights_digest}\0{document}"
+    known = "" if statistics is None else statistics.model_dump_json()
+    text = f"primia/rounds/terms/2\0{weights_digest}\0{known}\0{document}"
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -183,13 +208,21 @@ class Review(_Item):
     proposal: Proposal
 
 
+class Measure(_RoundItem):
+    """Statistics of the site's training images, to be summed securely."""
+
+    kind: Literal["measure"] = "measure"
+
+
 class Train(_RoundItem):
-    """``done``: rounds whose result is in the weights; schedules go by it."""
+    """``done``: rounds whose result is in the weights; schedules go by it. ``statistics``: of all
+    sites, where the run has them measured."""
 
     kind: Literal["train"] = "train"
     done: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
+    statistics: Statistics | None = None
 
 
 class ShareKeys(_RoundItem):
@@ -232,6 +265,7 @@ class Evaluate(_RoundItem):
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
     others: tuple[Candidate, ...] = Field(default=(), max_length=MAX_COMPARED + 1)
+    statistics: Statistics | None = None
 
 
 class Stop(_Item):
@@ -241,7 +275,7 @@ class Stop(_Item):
 
 
 WorkItem = Annotated[
-    Review | Train | ShareKeys | Upload | Confirm | Unmask | Evaluate | Stop,
+    Review | Measure | Train | ShareKeys | Upload | Confirm | Unmask | Evaluate | Stop,
     Field(discriminator="kind"),
 ]
 WORK_ITEM: TypeAdapter[WorkItem] = TypeAdapter(WorkItem)
@@ -277,6 +311,12 @@ class TrainReport(Message):
     stopped: bool = Field(default=False, description="early stopping has ended training here")
     exponents: dict[Literal["parameters", "buffers"], int] = Field(default={}, max_length=2)
     advertisement: Base64Url | None = None
+
+
+class MeasureReport(Message):
+    """A site has measured its images and is ready to sum: its keys for this round."""
+
+    advertisement: Base64Url
 
 
 class Envelopes(Message):

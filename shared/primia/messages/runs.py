@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from primia.learning.statistics import Statistics
 from primia.messages.common import Id, Message, Name
 from primia.messages.rounds import RunRequest, Scores
 
@@ -46,6 +47,7 @@ class RoundReport(Message):
     """Means over sites are weighted by samples; ``result``: the model that the round made."""
 
     number: int
+    purpose: Literal["train", "measure"] = "train"
     phase: str
     reason: str = ""
     started: datetime
@@ -75,6 +77,9 @@ class RunSummary(Message):
 
 class RunReport(RunSummary):
     request: RunRequest
+    statistics: Statistics | None = Field(
+        default=None, description="of all sites' training images, where the run measured them"
+    )
     sites: tuple[SiteInRun, ...]
     final: Scores | None = None
     reports: tuple[RoundReport, ...] = ()

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from primia.chassis import migrate
 from primia.chassis.app import create_app
+from primia.learning import images
+from primia.learning.cache import load_sizes
+from primia.learning.manifest import DatasetManifest, split
+from primia.learning.statistics import Statistics, measure
+from services.data_node.datasets import store as datasets
 from services.data_node.training import store
 from services.model_owner.main import create_service
 from services.model_owner.settings import ModelOwnerSettings
@@ -18,6 +24,8 @@ from tests.services.model_owner.federation import Federation as Owner
 from tests.support.contexts import Cast
 from tests.support.owner_double import serving
 from tests.support.radiographs import draw
+
+CLASSES = ("normal", "pneumonia")
 
 
 @pytest.fixture
@@ -82,3 +90,78 @@ def test_a_site_whose_images_have_changed_drops_out_and_the_run_goes_on(
     (site,) = [s for s in shown["reports"][0]["sites"] if s["node"] == "node-c"]
     assert "data-set-changed" in site["dropped"]
     assert "person" not in str(shown)
+
+
+def exact_statistics(sites) -> Statistics:
+    """Of the sites' training images together, in the open."""
+    totals = []
+    for node in sites:
+        with node.db.reading() as session:
+            (row,) = datasets.listing(session, "ready")
+            manifest = DatasetManifest.of(datasets.manifest(session, row).entries, CLASSES)
+        part, _ = split(manifest, 0.2, 0)
+        root = Path(row.place)
+        pixels = np.stack([images.load(root / entry.path, 16, 1) for entry in part.entries])
+        sizes = load_sizes(part, root)
+        totals.append(measure(pixels, part.labels(), sizes, len(CLASSES)))
+    return Statistics.of(np.sum(totals, axis=0, dtype=np.uint64), len(CLASSES), 1, 16)
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_statistics_of_all_sites_are_measured_and_used(owner, sites, secure: bool):
+    model_owner, _ = owner
+    run = model_owner.start(
+        training={"image_size": 16, "batches": 2, "batch_size": 4},
+        aggregation={"secure": secure},
+        statistics={"normalise": True, "class_weights": True},
+    )
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert (shown["state"], shown["reason"], shown["rounds_done"]) == ("finished", "", 1)
+    assert [report["purpose"] for report in shown["reports"]] == ["measure", "train"]
+    exact = exact_statistics(sites)
+    assert Statistics.model_validate(shown["statistics"]) == exact
+    mean, std = exact.normalisation()
+    version = model_owner.user("GET", f"/models/chest/versions/{shown['final_version']}").json()
+    assert version["normalisation"] == {"mean": list(mean), "std": list(std)}
+    again = model_owner.start(training={"image_size": 16, "batches": 1, "batch_size": 4})
+    card = model_owner.row(again).proposal["model"]
+    assert (card["mean"], card["deviation"]) == (list(mean), list(std))
+    for node in sites:
+        with node.db.reading() as session:
+            assert store.find_run(session, run).rounds_done == 1
+
+
+def test_a_site_below_its_minimum_gives_no_statistics(owner, sites):
+    model_owner, _ = owner
+    small = sites[2]
+    small.settings = small.settings.model_copy(update={"statistics_minimum": 1000})
+    run = model_owner.start(
+        training={"image_size": 16, "batches": 2, "batch_size": 4},
+        statistics={"normalise": True},
+    )
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert shown["state"] == "finished"
+    (site,) = [each for each in shown["sites"] if each["node"] == "node-c"]
+    assert (site["state"], site["reason"]) == ("refused", "Too few images at this site.")
+
+
+def test_statistics_are_given_once_a_run(owner, sites):
+    """An owner that has opened a sum and pretends that it has not gets no second one."""
+    model_owner, _ = owner
+    run = model_owner.start(
+        training={"image_size": 16, "batches": 2, "batch_size": 4},
+        statistics={"normalise": True},
+    )
+    for node in sites:
+        turn(node)  # approved
+        with node.db.session() as session:
+            store.begin_measuring(session, run, 1, node.clock.now()).phase = "revealed"
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert shown["state"] == "failed"
+    for report in shown["reports"]:
+        reasons = [site["dropped"] for site in report["sites"] if site["dropped"]]
+        assert len(reasons) >= 2
+        assert all("given its statistics" in reason for reason in reasons)
