@@ -1,6 +1,7 @@
 """Tensors over Z_2^32 (uint32, two's complement) and exact linear maps on them.
 
-A product over the ring is computed in float64 on 16-bit limbs, which BLAS does fast: a sum of
+Where the processor has dot products of bytes, ``primia.digits`` computes products over the ring;
+elsewhere, and for grouped convolutions, float64 on 16-bit limbs, which BLAS does fast: a sum of
 products stays exact below 2^53. Weights that are small next to that bound ("narrow") meet the two
 limbs of the input in one batch of two; two full 32-bit factors need three limb products, for the
 fourth vanishes mod 2^32. A map that would not be exact is refused.
@@ -9,12 +10,14 @@ fourth vanishes mod 2^32. A map that would not be exact is refused.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from primia import digits
 from primia.errors import InvalidInput
 
 Ring = NDArray[np.uint32]
@@ -28,6 +31,8 @@ _LIMB = np.uint32((1 << LIMB_BITS) - 1)
 EXACT = 1 << 53
 # Terms a sum of products of two 16-bit limbs may have.
 MAX_TERMS = EXACT >> (2 * LIMB_BITS)
+# Elements of the images whose limbs are held at a time, 16 bytes each.
+_GROUP = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class Window:
 class LinearMap:
     """x -> weight * x over the ring, the weight prepared once; read-only, so sessions share it.
 
-    ``weight``: (out, in/groups, kh, kw) with a ``Window``, or (out, in) without.
-    A narrow weight keeps 8 bytes an element, a full one 4 (its limbs are made at use).
+    ``weight``: (out, in/groups, kh, kw) with a ``Window``, or (out, in) without. It is kept as 1
+    to 4 bytes an element.
     """
 
     def __init__(self, weight: NDArray[Any], window: Window | None = None) -> None:
@@ -52,6 +57,35 @@ class LinearMap:
         terms = math.prod(weight.shape[1:])
         if terms > MAX_TERMS:
             raise InvalidInput(f"A sum of {terms} products is not exact; {MAX_TERMS} are.")
+        suits = terms <= digits.MAX_TERMS and (window is None or window.groups == 1)
+        self._shape = weight.shape
+        self._map: Callable[[Ring], Ring] = (
+            _digit_map(weight, window) if suits and digits.available() else FloatMap(weight, window)
+        )
+
+    def __call__(self, x: Ring) -> Ring:
+        """x: (N, in, H, W) or (N, in) -> (N, out, H', W') or (N, out), exact mod 2^32."""
+        return self._map(x)
+
+    def __repr__(self) -> str:
+        return f"LinearMap(<{self._shape}>)"
+
+
+def _digit_map(weight: NDArray[Any], window: Window | None) -> Callable[[Ring], Ring]:
+    if window is not None:
+        return digits.DigitMap(weight, window.stride, window.padding)
+    single = digits.DigitMap(weight[:, :, None, None], (1, 1), (0, 0))
+    return lambda x: single(x[:, :, None, None])[:, :, 0, 0]
+
+
+class FloatMap:
+    """As ``LinearMap``, on any machine; images in groups, so that limbs take bounded memory.
+
+    A narrow weight keeps 8 bytes an element, a full one 4 (its limbs are made at use).
+    """
+
+    def __init__(self, weight: NDArray[Any], window: Window | None) -> None:
+        terms = math.prod(weight.shape[1:])
         self.window = window
         signed = weight.view(np.int32)
         largest = int(np.abs(signed.astype(np.int64)).max(initial=0))
@@ -61,7 +95,11 @@ class LinearMap:
         )
 
     def __call__(self, x: Ring) -> Ring:
-        """x: (N, in, H, W) or (N, in) -> (N, out, H', W') or (N, out), exact mod 2^32."""
+        size = max(1, _GROUP // max(1, math.prod(x.shape[1:])))
+        groups = [self._apply(x[at : at + size]) for at in range(0, len(x), size)]
+        return groups[0] if len(groups) == 1 else np.concatenate(groups)
+
+    def _apply(self, x: Ring) -> Ring:
         count = len(x)
         limbs = np.empty((2 * count, *x.shape[1:]), dtype=np.float64)
         np.copyto(limbs[:count], x & _LIMB)
@@ -79,9 +117,6 @@ class LinearMap:
         if self.window is None:
             return np.asarray(x @ weight.T)
         return _convolve(x, weight, self.window)
-
-    def __repr__(self) -> str:
-        return f"LinearMap(<{self._weight.shape}>)"
 
 
 def _join(low: Real | None, high: Real) -> Ring:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from primia.errors import InvalidInput
 from primia.prg import Seed, Stream
-from primia.ring import EXACT, LIMB_BITS, MAX_TERMS, LinearMap, Window, sign_bit, sum_pool
+from primia.ring import EXACT, LIMB_BITS, MAX_TERMS, FloatMap, LinearMap, Window, sign_bit, sum_pool
 
 
 def stream(number):
@@ -49,27 +49,30 @@ def test_convolution_is_exact(seed, groups, kernel, stride, padding, batch, narr
     if narrow:
         weight = (weight.view(np.int32) >> 16).view(np.uint32)
     window = Window(stride, padding, groups)
-    linear = LinearMap(weight, window)
-    assert linear.narrow == narrow
-    np.testing.assert_array_equal(linear(x), convolve_plainly(x, weight, window))
+    expected = convolve_plainly(x, weight, window)
+    in_floats = FloatMap(weight, window)
+    assert in_floats.narrow == narrow
+    for linear in (in_floats, LinearMap(weight, window)):
+        np.testing.assert_array_equal(linear(x), expected)
 
 
 @pytest.mark.parametrize("bits", [15, 24, 32])
 def test_dense_is_exact(bits):
     rng = stream(1)
     x, weight = rng.words((3, 500)), rng.words((7, 500)) >> (32 - bits)
-    linear = LinearMap(weight)
-    assert linear.narrow == (bits <= 24)
-    with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(linear(x), x @ weight.T)
+    in_floats = FloatMap(weight, None)
+    assert in_floats.narrow == (bits <= 24)
+    for linear in (in_floats, LinearMap(weight)):
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(linear(x), x @ weight.T)
 
 
 def test_largest_values_stay_exact_at_the_bound_of_a_narrow_map():
     terms = 4096
     largest = EXACT // (terms * ((1 << LIMB_BITS) - 1))
     x = np.full((1, terms), 0xFFFFFFFF, dtype=np.uint32)
-    at_bound = LinearMap(np.full((1, terms), largest, dtype=np.int32))
-    above = LinearMap(np.full((1, terms), largest + 1, dtype=np.int32))
+    at_bound = FloatMap(np.full((1, terms), largest, dtype=np.int32), None)
+    above = FloatMap(np.full((1, terms), largest + 1, dtype=np.int32), None)
     assert at_bound.narrow
     assert not above.narrow
     assert at_bound(x)[0, 0] == -terms * largest % 2**32
@@ -81,9 +84,10 @@ def test_largest_values_stay_exact_at_the_bound_of_a_full_map():
     weight = np.full((1, MAX_TERMS), 0xFFFFFFFE, dtype=np.uint32)
     weight[0, 0] = 0x80000000
     expected = (-0x80000000 + 2 * (MAX_TERMS - 1)) % 2**32
-    linear = LinearMap(weight)
+    linear = FloatMap(weight, None)
     assert not linear.narrow
     assert linear(x)[0, 0] == expected
+    assert LinearMap(weight)(x)[0, 0] == expected
 
 
 def test_a_map_that_would_not_be_exact_is_refused():
@@ -127,3 +131,10 @@ def test_sum_pool_equals_a_convolution_of_ones(kernel, window):
 def test_sign_bit():
     x = np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 1], dtype=np.uint32)
     assert sign_bit(x).tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_large_batch_is_worked_on_in_groups():
+    rng = stream(3)
+    x, weight = rng.words((5, 2, 1500, 1000)), rng.words((1, 2, 1, 1))
+    expected = (x * weight.reshape(2, 1, 1)).sum(axis=1, keepdims=True, dtype=np.uint32)
+    np.testing.assert_array_equal(FloatMap(weight, Window())(x), expected)

@@ -1,0 +1,166 @@
+"""Exact convolutions over Z_2^32 on signed bytes, for processors with dot products of bytes.
+
+A factor is x = sum_i x_i 2^(8i) mod 2^32 with digits of -128 to 127, four of them, or as few as
+hold a small weight. Digit i times digit j counts 2^(8(i + j)); from 2^32 on it vanishes, so that
+two full factors take 10 products and weights of two digits 7. Sums are in int32, which wraps as
+the ring does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # loaded where a map is made: the web processes never need it
+    import torch
+
+Ring = NDArray[np.uint32]
+Pair = tuple[int, int]
+
+DIGITS = 4
+# Products of two digits reach 2^14: a processor's partial sums stay below 2^31.
+MAX_TERMS = 1 << 17
+_BIAS = np.uint32(0x80808080)
+# Patches worked on at a time: they stay in the second-level cache, and bound the memory.
+_PATCH_BYTES = 2 << 20
+_CAPABLE = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def digits(values: Ring) -> NDArray[np.int8]:
+    """The balanced digits, least first: (...) -> (..., 4)."""
+    return (
+        ((np.ascontiguousarray(values) + _BIAS) ^ _BIAS)
+        .view(np.int8)
+        .reshape(*values.shape, DIGITS)
+    )
+
+
+def digits_needed(weight: NDArray[np.int32]) -> int:
+    """How many digits hold every weight."""
+    lowest, highest = int(weight.min(initial=0)), int(weight.max(initial=0))
+    for count in range(1, DIGITS):
+        ones = sum(1 << 8 * i for i in range(count))
+        if -128 * ones <= lowest and highest <= 127 * ones:
+            return count
+    return DIGITS
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this machine multiplies bytes fast, and exactly: older processors saturate."""
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in _CAPABLE) and _exact()
+
+
+def _exact() -> bool:
+    import torch
+
+    rows, terms = 48, 256
+    a = torch.arange(rows * terms).mul_(73).remainder_(256).sub_(128).reshape(rows, terms)
+    b = torch.arange(rows * terms).mul_(151).remainder_(251).sub_(128).reshape(rows, terms)
+    a[:4], b[:4] = -128, -128
+    found = torch._int_mm(a.to(torch.int8), b.to(torch.int8).t())
+    return bool((found == a @ b.t()).all())
+
+
+class DigitMap:
+    """x -> weight * x, the weight's digits prepared once; read-only.
+
+    ``weight``: (out, in, kh, kw) of int32 or uint32, at most ``MAX_TERMS`` terms.
+    """
+
+    def __init__(self, weight: NDArray[Any], stride: Pair, padding: Pair) -> None:
+        import torch
+
+        outputs, self._inputs, *kernel = weight.shape
+        self._outputs, self._kernel = outputs, (kernel[0], kernel[1])
+        self._stride, self._padding = stride, padding
+        self._count = digits_needed(weight.view(np.int32))
+        planes = digits(np.ascontiguousarray(weight).view(np.uint32))[..., : self._count]
+        # A row for each digit and output, the terms in the order of a patch: (kh, kw, in).
+        rows = np.ascontiguousarray(planes.transpose(4, 0, 2, 3, 1))
+        self._rows = torch.from_numpy(rows.reshape(self._count * outputs, -1))
+
+    def __call__(self, x: Ring) -> Ring:
+        """(N, in, H, W) -> (N, out, H', W'), exact mod 2^32."""
+        import torch
+
+        height, width = self._size(x.shape[2:])
+        result = np.empty((len(x), self._outputs, height, width), dtype=np.uint32)
+        with torch.inference_mode():
+            for first, last in self._groups(len(x), height * width):
+                planes = self._planes(x[first:last])
+                for top, bottom in self._bands(last - first, height, width):
+                    patches = self._patches(planes, top, bottom, width)
+                    total = self._multiply(patches).numpy().view(np.uint32)
+                    part = total.reshape(self._outputs, last - first, bottom - top, width)
+                    result[first:last, :, top:bottom] = part.swapaxes(0, 1)
+        return result
+
+    def _size(self, size: tuple[int, ...]) -> Pair:
+        height, width = (
+            (size[i] + 2 * self._padding[i] - self._kernel[i]) // self._stride[i] + 1
+            for i in (0, 1)
+        )
+        return height, width
+
+    def _groups(self, count: int, positions: int) -> Iterator[Pair]:
+        """Images that are worked on together: several where they are small."""
+        size = max(1, _PATCH_BYTES // (positions * self._patch_bytes))
+        for start in range(0, count, size):
+            yield start, min(start + size, count)
+
+    def _bands(self, images: int, height: int, width: int) -> Iterator[Pair]:
+        """Rows of the result that are worked on together."""
+        rows = max(1, _PATCH_BYTES // (images * width * self._patch_bytes))
+        for top in range(0, height, rows):
+            yield top, min(top + rows, height)
+
+    @property
+    def _patch_bytes(self) -> int:
+        return DIGITS * int(self._rows.shape[1])
+
+    def _planes(self, x: Ring) -> torch.Tensor:
+        """The zero-padded digits, (4, N, H + 2p, W + 2p, in)."""
+        import torch
+
+        (pad_h, pad_w), (count, _, height, width) = self._padding, x.shape
+        size = height + 2 * pad_h, width + 2 * pad_w
+        planes = torch.zeros((DIGITS, count, *size, self._inputs), dtype=torch.int8)
+        inner = planes[:, :, pad_h : pad_h + height, pad_w : pad_w + width]
+        inner.copy_(torch.from_numpy(digits(x)).permute(4, 0, 2, 3, 1))
+        return planes
+
+    def _patches(self, planes: torch.Tensor, top: int, bottom: int, width: int) -> torch.Tensor:
+        """What each position of the result sees: (4, positions, terms)."""
+        (step_h, step_w), (kernel_h, kernel_w) = self._stride, self._kernel
+        digit, image, row, column, _ = planes.stride()
+        view = planes[:, :, top * step_h :].as_strided(
+            (DIGITS, planes.shape[1], bottom - top, width, kernel_h, kernel_w * self._inputs),
+            (digit, image, row * step_h, column * step_w, row, 1),
+        )
+        return view.reshape(DIGITS, -1, self._rows.shape[1])
+
+    def _multiply(self, patches: torch.Tensor) -> torch.Tensor:
+        """(out, positions), int32."""
+        import torch
+
+        total = torch.zeros((self._outputs, patches.shape[1]), dtype=torch.int32)
+        space = torch.empty((len(self._rows), patches.shape[1]), dtype=torch.int32)
+        for i in range(DIGITS):
+            used = min(self._count, DIGITS - i)
+            products = space[: used * self._outputs]
+            torch._int_mm(self._rows[: len(products)], patches[i].t(), out=products)
+            for j in range(used):
+                product = products[j * self._outputs : (j + 1) * self._outputs]
+                total.add_(product, alpha=1 << 8 * (i + j))
+        return total
+
+    def __repr__(self) -> str:
+        return f"DigitMap(<{self._count} digits>)"

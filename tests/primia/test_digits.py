@@ -1,0 +1,87 @@
+"""Products on signed bytes equal products in the ring, whatever the sizes and values."""
+
+import numpy as np
+import pytest
+
+from primia import digits, ring
+from primia.digits import DigitMap
+from primia.prg import Seed, Stream
+from primia.ring import FloatMap, LinearMap, Window
+
+needs_bytes = pytest.mark.skipif(
+    not digits.available(), reason="no exact and fast products of bytes on this machine"
+)
+
+
+def words(number, shape):
+    return Stream(Seed(number.to_bytes(16, "little")), "digits").words(shape)
+
+
+def test_digits_make_up_the_number():
+    values = words(1, 1000)
+    values[:6] = [0, 1, 0x7F, 0x80, 0x80808080, 0xFFFFFFFF]
+    found = digits.digits(values).astype(np.int64)
+    assert found.shape == (1000, 4)
+    assert ((found * (1 << 8 * np.arange(4))).sum(axis=1) % 2**32 == values).all()
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "count"),
+    [
+        (-128, 127, 1),
+        (-128, 128, 2),
+        (-129, 0, 2),
+        (-32896, 32639, 2),
+        (-32897, 0, 3),
+        (0, 32640, 3),
+        (-(2**31), 2**31 - 1, 4),
+    ],
+)
+def test_as_few_digits_as_hold_the_weights(lowest, highest, count):
+    weight = np.array([lowest, 0, highest], dtype=np.int32)
+    assert digits.digits_needed(weight) == count
+    kept = digits.digits(weight.view(np.uint32))[:, :count].astype(np.int64)
+    assert (kept * (1 << 8 * np.arange(count))).sum(axis=1).tolist() == weight.tolist() or count > 3
+
+
+@needs_bytes
+@pytest.mark.parametrize("shift", [0, 8, 16, 24])
+@pytest.mark.parametrize(
+    ("batch", "channels", "side", "kernel", "window"),
+    [
+        (1, 3, 33, (7, 7), Window((2, 2), (3, 3))),
+        (3, 16, 9, (3, 3), Window((1, 1), (1, 1))),
+        (2, 8, 8, (1, 1), Window((2, 2))),
+        (2, 5, 7, (2, 3), Window((1, 3), (2, 0))),
+    ],
+)
+def test_convolutions_are_exact(batch, channels, side, kernel, window, shift):
+    x = words(2, (batch, channels, side, side))
+    x[0, 0, 0, :3] = [0x80808080, 0x7F7F7F7F, 0xFFFFFFFF]
+    weight = (words(3, (6, channels, *kernel)).view(np.int32) >> shift).astype(np.int32)
+    found = DigitMap(weight, window.stride, window.padding)(x)
+    np.testing.assert_array_equal(found, FloatMap(weight, window)(x))
+
+
+@needs_bytes
+@pytest.mark.parametrize("size", [1, 1 << 10, 1 << 14])
+def test_bands_and_groups_of_images_change_nothing(monkeypatch, size):
+    x, weight = words(4, (5, 4, 12, 10)), words(5, (3, 4, 3, 3))
+    window = Window((2, 1), (1, 1))
+    monkeypatch.setattr(digits, "_PATCH_BYTES", size)
+    found = DigitMap(weight, window.stride, window.padding)(x)
+    np.testing.assert_array_equal(found, FloatMap(weight, window)(x))
+
+
+@needs_bytes
+def test_the_largest_sums_do_not_saturate():
+    """2^17 products of the largest digits: a sum of 2^31 wraps, as the ring does."""
+    x = np.full((1, digits.MAX_TERMS, 1, 1), 0x80808080, dtype=np.uint32)
+    found = DigitMap(np.full((1, digits.MAX_TERMS, 1, 1), -128, np.int32), (1, 1), (0, 0))(x)
+    assert int(found[0, 0, 0, 0]) == digits.MAX_TERMS * -128 * -0x80808080 % 2**32
+
+
+def test_machines_that_saturate_use_floats(monkeypatch):
+    monkeypatch.setattr(ring.digits, "available", lambda: False)
+    linear = LinearMap(np.ones((2, 3), np.int32))
+    assert isinstance(linear._map, FloatMap)
