@@ -22,8 +22,9 @@ Ring = NDArray[np.uint32]
 Pair = tuple[int, int]
 
 DIGITS = 4
-# Products of two digits reach 2^14: a processor's partial sums stay below 2^31.
-MAX_TERMS = 1 << 17
+# Products of two digits reach 2^14: a processor's partial sums stay below 2^31. torch mistakes the
+# strides of a matrix with a single column or row of terms.
+MIN_TERMS, MAX_TERMS = 2, 1 << 17
 _BIAS = np.uint32(0x80808080)
 # Patches worked on at a time: they stay in the second-level cache, and bound the memory.
 _PATCH_BYTES = 2 << 20
@@ -72,7 +73,7 @@ def _exact() -> bool:
 class DigitMap:
     """x -> weight * x, the weight's digits prepared once; read-only.
 
-    ``weight``: (out, in, kh, kw) of int32 or uint32, at most ``MAX_TERMS`` terms.
+    ``weight``: (out, in, kh, kw) of int32 or uint32, ``MIN_TERMS`` to ``MAX_TERMS`` terms.
     """
 
     def __init__(self, weight: NDArray[Any], stride: Pair, padding: Pair) -> None:

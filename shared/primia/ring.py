@@ -57,7 +57,8 @@ class LinearMap:
         terms = math.prod(weight.shape[1:])
         if terms > MAX_TERMS:
             raise InvalidInput(f"A sum of {terms} products is not exact; {MAX_TERMS} are.")
-        suits = terms <= digits.MAX_TERMS and (window is None or window.groups == 1)
+        suits = digits.MIN_TERMS <= terms <= digits.MAX_TERMS
+        suits = suits and (window is None or window.groups == 1)
         self._shape = weight.shape
         self._map: Callable[[Ring], Ring] = (
             _digit_map(weight, window) if suits and digits.available() else FloatMap(weight, window)

@@ -63,6 +63,19 @@ def test_convolutions_are_exact(batch, channels, side, kernel, window, shift):
     np.testing.assert_array_equal(found, FloatMap(weight, window)(x))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_maps_of_the_least_sizes_are_exact(count, outputs, channels):
+    for side, kernel in ((1, 1), (3, 1), (3, 3)):
+        x, weight = (
+            words(6, (count, channels, side, side)),
+            words(7, (outputs, channels, kernel, kernel)),
+        )
+        found = LinearMap(weight, Window())(x)
+        np.testing.assert_array_equal(found, FloatMap(weight, Window())(x))
+
+
 @needs_bytes
 @pytest.mark.parametrize("size", [1, 1 << 10, 1 << 14])
 def test_bands_and_groups_of_images_change_nothing(monkeypatch, size):
