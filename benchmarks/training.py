@@ -1,0 +1,191 @@
+"""What a round of federated training costs beside the training, and other systems' rounds.
+
+python -m benchmarks.training [--rounds 6] [--model resnet18] [--only GROUP ...]
+Prints a table and writes benchmarks/results/training.json. Groups: see --help.
+
+Model owner and data nodes are their own processes (API, worker, broker, database), over HTTP on one
+machine. Training is one batch of two 32-pixel images by gradient descent; a round runs from
+its opening to that of the next, with training and all waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import simulated_nodes
+from benchmarks.bed import rounds
+from benchmarks.bed.report import Figure, Report, choose
+from benchmarks.bed.rounds import Trial
+from benchmarks.bed.services import Bed, bed
+from primia.grid.layout import NODES, OWNER
+from primia.messages.rounds import Timeouts
+
+MEMBERS = (OWNER, *NODES)
+GROUPS = {
+    "plain": "a round without secure aggregation",
+    "secure": "a round with it",
+    "lost": "one of three nodes lost in mid-round",
+    "simulated": "3 to 50 nodes in one process, secure",
+}
+_PLAIN_SECONDS, _SECURE_SECONDS, _RATIO = 1.5, 2.5, 1.7
+_OWNER_GB, _NODE_GB, _BYTES = 1.0, 0.7, 1.02
+_LOST_SECONDS = 10.0
+
+
+def main() -> None:
+    given = _arguments()
+    report = Report("training", "benchmarks.training")
+    with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
+        bench = Bench(given, report, Path(folder))
+        for group in choose(given.only, tuple(GROUPS)):
+            report.say(f"{group}: {GROUPS[group]}")
+            try:
+                _RUN[group](bench)
+            except Exception as error:  # noqa: BLE001 - the other groups have something to say
+                reason = f"{type(error).__name__}: {error}"[:300]
+                bench.figure(group, "not measured", "", [], note=reason)
+        bench.open.close()
+    report.table()
+
+
+def _arguments() -> argparse.Namespace:
+    lines = "\n".join(f"  {name:12}{text}" for name, text in GROUPS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{(__doc__ or '').splitlines()[0]}\n\ngroups:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="the first is not counted")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP")
+    parser.add_argument("--values", type=int, default=11_200_000, help="of the simulated nodes")
+    parser.add_argument("--folder", type=Path, help="for state; default: the system's")
+    return parser.parse_args()
+
+
+@dataclass
+class Bench:
+    given: argparse.Namespace
+    report: Report
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.open = contextlib.ExitStack()
+
+    @cached_property
+    def bed(self) -> Bed:
+        """Services whose workers have loaded what they need."""
+        found = self.open.enter_context(bed(self.folder / "grid", MEMBERS))
+        rounds.prepare(found, NODES)
+        rounds.create(found, "warm", "resnet18")
+        rounds.wait(found, rounds.start(found, "warm", NODES, 1, secure=True))
+        return found
+
+    @cached_property
+    def values(self) -> int:
+        return rounds.create(self.bed, "timed", self.given.model)
+
+    def figure(
+        self, group: str, name: str, unit: str, values: list[float], **more: object
+    ) -> Figure:
+        options = (f"--rounds={self.given.rounds}", f"--model={self.given.model}")
+        command = self.report.command("--only", group, *options)
+        return self.report.add(Figure(group, name, unit, command, values, **more))  # type: ignore[arg-type]
+
+
+def _round(bench: Bench, secure: bool) -> Trial:
+    group = "secure" if secure else "plain"
+    found, model = bench.bed, 4 * bench.values
+    found.forget_peaks()
+    busy = found.processor_seconds()
+    run = rounds.start(found, "timed", NODES, bench.given.rounds, secure=secure)
+    trial = rounds.wait(found, run)
+    peaks, spent = found.peaks(), found.processor_seconds()
+    most = _SECURE_SECONDS if secure else _PLAIN_SECONDS
+    note = f"of which {trial.training:.2f} s of training at each site"
+    bench.figure(group, "a round", "s", trial.seconds, at_most=most, note=note)
+    for direction in ("up", "down"):
+        share = trial.bytes(direction) / model
+        name = f"bytes of a node, {direction}, in models of {model / 1e6:.1f} MB"
+        bench.figure(group, name, "", [share], at_most=_BYTES)
+    owner = peaks[OWNER] / 1e9
+    bench.figure(group, "peak memory of the owner", "GB", [owner], at_most=_OWNER_GB)
+    node = max(peaks[name] for name in NODES) / 1e9
+    note = "API and worker, torch and the training included"
+    bench.figure(group, "peak memory of a node", "GB", [node], at_most=_NODE_GB, note=note)
+    for name in (OWNER, NODES[0]):
+        seconds = (spent[name] - busy[name]) / bench.given.rounds
+        bench.figure(group, f"processor time of {name} a round", "s", [seconds])
+    return trial
+
+
+def _plain(bench: Bench) -> None:
+    _round(bench, secure=False)
+
+
+def _secure(bench: Bench) -> None:
+    trial = _round(bench, secure=True)
+    plain = bench.report.find("plain", "a round")
+    if plain:
+        ratio = float(np.median(trial.seconds)) / plain
+        bench.figure("secure", "times a plain round", "", [ratio], at_most=_RATIO)
+
+
+def _lost(bench: Bench) -> None:
+    """A node is killed after it has dealt its shares; the others' mean must come out."""
+    found, victim = bench.bed, NODES[-1]
+    assert bench.values  # the model is there
+    short = Timeouts(train=_LOST_SECONDS, exchange=_LOST_SECONDS)
+    run = rounds.start(found, "timed", NODES, 1, secure=True, timeouts=short)
+    rounds.wait_stage(found, run, victim, ("trained", "shared"))
+    found.kill(victim, "api", "worker")
+    try:
+        trial = rounds.wait(found, run)
+        sites = trial.report.reports[0].sites
+        gone = [site.node for site in sites if site.dropped]
+        whole = trial.report.reports[0]
+        assert whole.ended is not None
+        seconds = (whole.ended - whole.started).total_seconds()
+        note = f"timeout {_LOST_SECONDS:g} s; lost: {', '.join(gone) or 'nobody, it was too late'}"
+        bench.figure("lost", "the round", "s", [seconds], note=note)
+        left = tuple(name for name in NODES if name not in gone)
+        again = rounds.wait(found, rounds.start(found, "timed", left, 1, secure=False))
+        mine, theirs = (rounds.weights(found, one, bench.folder) for one in (trial, again))
+        apart = max(float(np.abs(mine[name] - theirs[name]).max()) for name in mine)
+        note = "to a plain round of the nodes that remain"
+        bench.figure("lost", "largest difference of a weight", "", [apart], at_most=1e-6, note=note)
+    finally:
+        for part in ("api", "worker"):
+            found.start(victim, part)
+        found.wait_ready(victim)
+
+
+def _simulated(bench: Bench) -> None:
+    for nodes in (3, 10, 25, 50):
+        cost = simulated_nodes.measure(nodes, bench.given.values)
+        where = f"{nodes} nodes"
+        bench.figure("simulated", f"{where}: a node", "s", [cost.node_seconds])
+        bench.figure("simulated", f"{where}: the owner", "s", [cost.owner_seconds])
+        bench.figure("simulated", f"{where}: bytes a node, up", "MB", [cost.node_up / 1e6])
+        beside = cost.node_down / 1e6
+        note = "beside the model"
+        bench.figure("simulated", f"{where}: bytes a node, down", "MB", [beside], note=note)
+
+
+_RUN: Mapping[str, Callable[[Bench], None]] = {
+    "plain": _plain,
+    "secure": _secure,
+    "lost": _lost,
+    "simulated": _simulated,
+}
+
+
+if __name__ == "__main__":
+    main()
