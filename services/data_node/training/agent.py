@@ -30,6 +30,7 @@ _MAX_ITEM_BYTES = 16 << 20
 # An item in work is asked for again this often, to hear of a cancellation in the meantime.
 _LOOK_SECONDS = 2.0
 _SETTLE_SECONDS = 0.1
+_FIRST_LOOK_SECONDS = 0.01
 
 
 async def run(ctx: Context) -> None:
@@ -72,11 +73,12 @@ async def _ask_once(ctx: Context, http: httpx.AsyncClient) -> None:
             await asyncio.sleep(_SETTLE_SECONDS)
         return
     row = await run_sync(take_in, ctx, item)
-    until = time.monotonic() + _LOOK_SECONDS
+    until, wait = time.monotonic() + _LOOK_SECONDS, _FIRST_LOOK_SECONDS
     while time.monotonic() < until and not ctx.jobs.stopping():
+        await asyncio.sleep(wait)
         if row is not None and await run_sync(is_settled, ctx, row):
             return
-        await asyncio.sleep(_SETTLE_SECONDS)
+        wait = min(_SETTLE_SECONDS, 1.5 * wait)  # most answers are quick, training is not
 
 
 async def _ask(http: httpx.AsyncClient, owner: str, seconds: float) -> WorkItem | None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session as Transaction
 from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
 from primia.chassis.identity import Principal
+from primia.chassis.large_files import LargeFile
 from primia.chassis.problems import responses
 from primia.chassis.waiting import Wait, until
 from primia.errors import Conflict, NotFound, Unavailable
@@ -138,7 +139,7 @@ def plan(name: Name, version: Number, result: Result, _node: Node, ctx: Ctx) -> 
 def opening(name: Name, version: Number, result: Result, _node: Node, ctx: Ctx) -> FileResponse:
     """Resumable with a Range header; uniform to whoever has it."""
     row = _find(ctx, name, version, result)
-    return FileResponse(models.opening_path(ctx.files, row.id), media_type=OCTETS)
+    return LargeFile(models.opening_path(ctx.files, row.id), media_type=OCTETS)
 
 
 @router.post(

@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
 from primia.chassis.identity import Principal
+from primia.chassis.large_files import LargeFile
 from primia.chassis.problems import responses
 from primia.learning.calibration import largest_file, unpack
 from primia.learning.spec import ModelSpec
@@ -114,7 +115,7 @@ def show_version(ctx: Ctx, name: Name, version: Number) -> VersionReport:
 def download(ctx: Ctx, name: Name, version: Number) -> FileResponse:
     with ctx.db.reading() as session:
         row = store.ready_version(session, name, version)
-    return FileResponse(
+    return LargeFile(
         weights.weights_path(ctx.files, row.id),
         media_type=BINARY,
         filename=f"{name}-{version}.safetensors",

@@ -14,6 +14,8 @@ from fastapi import Request
 from primia.chassis.files import Files, out_of_space_is_typed
 from primia.errors import InvalidInput, MalformedMessage, TooLarge
 
+_PIECE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -42,12 +44,16 @@ async def to_file(
     files.require(limit if announced is None else int(announced))
     digest, size = hashlib.sha256(), 0
     with out_of_space_is_typed(), target.open("xb") as file:
+
+        def keep(piece: bytes) -> None:
+            digest.update(piece)
+            file.write(piece)
+
         async for piece in _gathered(request, head, check_head):
             size += len(piece)
             if size > limit:
                 raise TooLarge(f"The body is larger than the {limit} bytes that it can have.")
-            digest.update(piece)
-            await run_sync(file.write, piece)
+            await run_sync(keep, piece)
         await run_sync(_to_disk, file.flush, file.fileno())
     if size == 0:
         raise InvalidInput("The body is empty.", hint="Send the file as the body.")
@@ -70,17 +76,17 @@ def check_size(size: int, limit: int, *, exactly: bool) -> None:
 async def _gathered(
     request: Request, head: int, check: Callable[[bytes], None] | None
 ) -> AsyncIterator[bytes]:
-    """The body's pieces; the first one holds the whole head, which has been checked."""
-    first, checked = b"", check is None
+    """The body in pieces of about a MiB; the head is checked as soon as it is there."""
+    gathered, checked = bytearray(), check is None
     async for piece in request.stream():
-        if checked or check is None:
-            yield piece
-            continue
-        first += piece
-        if len(first) >= head:
-            check(first[:head])
+        gathered += piece
+        if not checked and check is not None and len(gathered) >= head:
+            check(bytes(gathered[:head]))
             checked = True
-            yield first
-    if not checked and first and check is not None:
-        check(first)  # too short: the check says so
-        yield first
+        if checked and len(gathered) >= _PIECE:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        if not checked and check is not None:
+            check(bytes(gathered))  # too short: the check says so
+        yield bytes(gathered)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
 from primia.chassis.identity import Principal
+from primia.chassis.large_files import LargeFile
 from primia.chassis.problems import responses
 from primia.errors import UnexpectedMessage
 from primia.messages.common import Id, Name
@@ -34,13 +34,13 @@ from primia.messages.rounds import (
 from services.model_owner.registry import store as registry
 from services.model_owner.rounds import answers, items, store
 from services.model_owner.rounds.answers import ASK_AGAIN, Place
+from services.model_owner.rounds.news import news
 from services.model_owner.rounds.tables import Contribution
 from services.model_owner.rounds.uploads import receive_update
 
 Node = Annotated[Principal, Depends(require("data_node"))]
 Number = Annotated[int, Path(ge=1, le=MAX_ROUNDS + 1)]
 BINARY = "application/octet-stream"
-_LOOK_SECONDS = 0.25
 
 router = APIRouter(tags=["data nodes"], dependencies=[Depends(require("data_node"))])
 _TAKEN: dict[str, Any] = {"status_code": 204, "responses": responses(400, 404, 409, 413, 422)}
@@ -62,13 +62,14 @@ async def work(
     until = time.monotonic() + min(wait, ctx.settings.poll_seconds)
     await run_sync(_visited, ctx, node.name)
     while True:
+        known = await news(ctx).newest()
         item = await run_sync(_work, ctx, node.name)
         if item is not None:
             return Response(item.model_dump_json(), media_type="application/json")
         left = until - time.monotonic()
         if left <= 0 or ctx.jobs.stopping() or await request.is_disconnected():
             return Response(status_code=204)
-        await asyncio.sleep(min(_LOOK_SECONDS, left))
+        await news(ctx).newer(known, left)
 
 
 def _visited(ctx: Context, node: str) -> None:
@@ -107,7 +108,7 @@ def weights(
         if row is not None:
             place = session.get_one(Contribution, (row.id, node.name))
             place.bytes_down += here.run.weights_bytes
-        return FileResponse(ctx.files.root / here.run.weights, media_type=BINARY)
+        return LargeFile(ctx.files.root / here.run.weights, media_type=BINARY)
 
 
 @router.get(
@@ -129,7 +130,7 @@ def other_model(ctx: Ctx, node: Node, run: Id, name: Name) -> FileResponse:
             raise UnexpectedMessage(
                 f"{node.name} is not asked to evaluate a model {name}.", hint=ASK_AGAIN
             )
-        return FileResponse(ctx.files.root / found[name].path, media_type=BINARY)
+        return LargeFile(ctx.files.root / found[name].path, media_type=BINARY)
 
 
 def _answer(ctx: Context, run: str, node: Principal, give: Callable[[Place], None]) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -185,6 +185,11 @@ def record(
     **detail: JsonValue,
 ) -> None:
     session.add(Event(run=run, at=at, kind=kind, round=round, node=node, detail=detail))
+
+
+def newest_event(session: Session) -> int:
+    """Its number, over all runs; 0 before the first."""
+    return session.scalar(select(func.max(Event.id))) or 0
 
 
 def record_once(session: Session, run: str, at: datetime, kind: str, reason: str) -> None:

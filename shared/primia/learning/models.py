@@ -99,6 +99,9 @@ def unflatten(module: nn.Module, vector: Vector) -> None:
 
 def load_model(spec: ModelSpec, vector: Vector) -> nn.Module:
     """The spec's module with this state, in evaluation mode."""
-    module = create_model(spec)
+    module = _without_weights(spec).to_empty(device="cpu")
+    for buffer in module.buffers():
+        if not buffer.is_floating_point():
+            buffer.zero_()  # BatchNorm's counter, which is no part of the state
     unflatten(module, vector)
     return module.eval()
