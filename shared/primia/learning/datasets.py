@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from primia.errors import InvalidInput
-from primia.learning import images
+from primia.learning import dicom, images
 from primia.learning.manifest import DatasetManifest, Entry
 from primia.learning.patients import MAX_PATIENT_LENGTH, compile_pattern, patient_of
 from primia.learning.spec import MAX_CLASSES, check_label
@@ -46,11 +46,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that is said to be an image; not read yet."""
+    """A file that is said to be an image; not read yet. ``stated``: the patient is the user's word,
+    by a column or a pattern, and not what we read from the file or its name."""
 
     path: str
     label: str
     patient: str
+    stated: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ def scan_csv(file: Path, root: Path | None = None, patient_pattern: str | None =
             problems.append(Problem(_printable(path) or f"line {line}", f"{reason} (line {line})"))
             continue
         seen.add(path)
-        patient = row.get("patient", "")[:MAX_PATIENT_LENGTH] or patient_of(path, pattern)
-        candidates.append(Candidate(path, row["label"], patient))
+        named = row.get("patient", "")[:MAX_PATIENT_LENGTH]
+        patient, stated = named or patient_of(path, pattern), bool(named or pattern)
+        candidates.append(Candidate(path, row["label"], patient, stated))
         if len(candidates) > MAX_FILES:
             raise InvalidInput(f"A data set has at most {MAX_FILES} files.")
     return Listing(root, tuple(candidates), tuple(problems))
@@ -154,9 +157,16 @@ def validate(listing: Listing) -> Iterator[Entry | Problem]:
         digest = hashlib.sha256(data).hexdigest()
         earlier = first.setdefault(digest, candidate)
         if earlier is candidate:
-            yield Entry(candidate.path, candidate.label, candidate.patient, digest)
+            yield Entry(candidate.path, candidate.label, _patient(candidate, data), digest)
         else:
             yield _duplicate(candidate, earlier)
+
+
+def _patient(candidate: Candidate, data: bytes) -> str:
+    """As the user says; else by a DICOM file's own header, as a digest; else by the name."""
+    if candidate.stated or not dicom.is_dicom(data):
+        return candidate.patient
+    return dicom.patient(data) or candidate.patient
 
 
 def inspect(listing: Listing, progress: Progress | None = None) -> Inspection:
@@ -223,7 +233,8 @@ def _scan_class(
         elif not _encodable(path):
             problems.append(Problem(_printable(path), "has a name that is not UTF-8"))
         else:
-            candidates.append(Candidate(path, label, patient_of(path, pattern)))
+            patient = patient_of(path, pattern)
+            candidates.append(Candidate(path, label, patient, pattern is not None))
     if len(candidates) == before:
         problems.append(Problem(label, "the class folder holds no images"))
 

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from primia.errors import InvalidInput
+from primia.learning import dicom
 
 Pixels = NDArray[np.uint8]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 
 # Counted up when ``decode`` yields other pixels for the same file: caches are keyed by it.
 VERSION = 1
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 MAX_FILE_BYTES = 64 << 20
 # The largest digital radiographs have some 20 million pixels.
 MAX_PIXELS = 40_000_000
@@ -54,7 +57,7 @@ class ImageRejected(InvalidInput):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(
             f"{name}: {reason}.",
-            hint="Images are PNG, JPEG, TIFF or BMP files, grey or colour.",
+            hint="Images are PNG, JPEG, TIFF, BMP or DICOM files, grey or colour.",
             file=name,
         )
         self.reason = reason
@@ -77,10 +80,13 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
 
     The whole image is stretched to the square (bilinear over all source pixels). Colour becomes
     grey by ITU-R 601; grey is repeated for three channels. Samples of more than 8 bits are scaled
-    from 10, 12, 14 or 16 bits, whichever first holds the largest value. ``name`` is for errors.
+    from 10, 12, 14 or 16 bits, whichever first holds the largest value; DICOM as its own window
+    says (dicom.py). ``name`` is for errors.
     """
     if len(data) > MAX_FILE_BYTES:
         raise ImageRejected(name, f"has more than {MAX_FILE_BYTES >> 20} MiB")
+    if dicom.is_dicom(data):
+        return _from_dicom(data, size, channels, name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, name)
@@ -153,13 +159,35 @@ def _pixels(image: Image.Image, size: int, channels: int, name: str) -> Pixels:
     return np.ascontiguousarray(square.transpose(2, 0, 1))  # (3, size, size)
 
 
+def _from_dicom(data: bytes, size: int, channels: int, name: str) -> Pixels:
+    try:
+        values = dicom.grey_values(data, MAX_PIXELS, MIN_SIDE)
+    except dicom.NotTaken as error:
+        raise ImageRejected(name, str(error)) from None
+    except MemoryError:
+        raise ImageRejected(name, "takes too much memory to decode") from None
+    except (*_DAMAGED, *_BOMBS, RuntimeError, NotImplementedError) as error:
+        raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
+    planes = values[..., np.newaxis] if values.ndim == 2 else values
+    if channels == 1 and planes.shape[-1] == 3:
+        planes = planes @ _LUMA[:, np.newaxis]  # (rows, columns, 1)
+    squares = [_resized(planes[..., k], size) * 255 for k in range(planes.shape[-1])]
+    pixels: Pixels = np.clip(np.rint(np.stack(squares)), 0, 255).astype(np.uint8)
+    return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
+
+
+def _resized(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
 def _from_deep(values: NDArray[Any], size: int, name: str) -> Pixels:
     """Grey samples of more than 8 bits to uint8 (size, size)."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         raise ImageRejected(name, "has samples outside 0 to 65535")
     bits = next(depth for depth in (8, 10, 12, 14, 16) if high < 1 << depth)
-    image = Image.fromarray(values.astype(np.float32))
-    square = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))  # float32
+    square = _resized(values, size)
     scaled = np.rint(square * np.float32(255 / ((1 << bits) - 1)))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(scaled, 0, 255).astype(np.uint8)
+    return pixels

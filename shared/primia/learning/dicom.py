@@ -1,0 +1,112 @@
+"""Radiographs in DICOM files: pixels in full depth to grey values, and nothing of the patient.
+
+Values go the way that PS3.3 lays down: stored values, modality (rescale) transformation, VOI lookup
+table or window (C.11.2), then inversion where low values are meant to be white. What identifies the
+patient is read for one purpose: images of one patient stay on one side of a split. It becomes a
+digest, which stays in the institution as the rest of the manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
+
+MAGIC = b"DICM"  # behind 128 bytes of anything
+# Inflating is not bounded by the file's size.
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_INVERTED, _GREY, _COLOUR = "MONOCHROME1", ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_")
+
+
+class NotTaken(ValueError):
+    """A DICOM file that is no single radiograph; the text is the reason."""
+
+
+def is_dicom(data: bytes) -> bool:
+    return data[128:132] == MAGIC
+
+
+def grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float32]:
+    """The image as float32 (rows, columns) or (rows, columns, 3), from 0 (black) to 1 (white).
+
+    Raises NotTaken, and whatever pydicom raises for damaged files.
+    """
+    dataset = _read(data)
+    _check(dataset, max_pixels, min_side)
+    stored = dataset.pixel_array
+    kind = str(dataset.PhotometricInterpretation)
+    if kind not in _GREY:
+        return _colour(stored, kind, int(dataset.BitsStored))
+    values = _windowed(np.asarray(apply_modality_lut(stored, dataset), np.float64), dataset)
+    return (1 - values if kind == _INVERTED else values).astype(np.float32)
+
+
+def patient(data: bytes) -> str | None:
+    """A digest of the patient's number (or name), the same for the same patient; None without."""
+    dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
+    for keyword in ("PatientID", "PatientName"):
+        stated = str(dataset.get(keyword, "")).strip()
+        if stated:
+            text = f"primia/patient/{dataset.get('IssuerOfPatientID', '')}/{stated}"
+            return f"dicom-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return None
+
+
+def _read(data: bytes) -> Dataset:
+    if _DEFLATED in data[:4096]:
+        raise NotTaken("is DICOM in the deflated transfer syntax: save it uncompressed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that break the standard's letter
+        return dcmread(io.BytesIO(data))
+
+
+def _check(dataset: Dataset, max_pixels: int, min_side: int) -> None:
+    if "PixelData" not in dataset:
+        raise NotTaken("is a DICOM file without an image")
+    if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
+        raise NotTaken("is a DICOM file of several frames; save the one that is meant by itself")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if rows * columns > max_pixels:
+        raise NotTaken(f"has more than {max_pixels} pixels ({columns} x {rows})")
+    if min(rows, columns) < min_side:
+        raise NotTaken(f"is too small ({columns} x {rows}; at least {min_side} a side)")
+    kind = str(dataset.PhotometricInterpretation)
+    if kind not in _GREY and not kind.startswith(_COLOUR):
+        raise NotTaken(f"is DICOM of a kind we do not read ({kind[:20]})")
+
+
+def _windowed(values: NDArray[np.float64], dataset: Dataset) -> NDArray[np.float64]:
+    """To 0 … 1 by the file's first lookup table or window, else by its own extremes."""
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        looked_up = apply_voi_lut(values.astype(np.int64), dataset, prefer_lut=True)
+        return np.clip(np.asarray(looked_up, np.float64) / ((1 << bits) - 1), 0, 1)
+    centre, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    if centre is None or width is None or width < 1:
+        low, high = float(values.min()), float(values.max())
+        return (values - low) / max(high - low, 1.0)
+    function = str(dataset.get("VOILUTFunction", "LINEAR") or "LINEAR")
+    if function == "SIGMOID":
+        return np.asarray(1 / (1 + np.exp(-4 * (values - centre) / width)))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    return np.clip((values - (centre - 0.5)) / max(width - 1, 1) + 0.5, 0, 1)
+
+
+def _first(dataset: Dataset, keyword: str) -> float | None:
+    value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        value = value[0] if value else None
+    return None if value is None or value == "" else float(value)
+
+
+def _colour(stored: NDArray[np.generic], kind: str, bits: int) -> NDArray[np.float32]:
+    if kind != "RGB":
+        stored = convert_color_space(stored, kind, "RGB")
+    return np.asarray(stored, np.float32) / np.float32((1 << bits) - 1)

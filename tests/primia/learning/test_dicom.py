@@ -1,0 +1,182 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import Dataset, FileDataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from primia.learning import dicom
+from primia.learning.datasets import inspect, scan_csv, scan_folder
+from primia.learning.images import ImageRejected, decode
+
+RAMP = (np.arange(32 * 32).reshape(32, 32) * 4).astype(np.uint16)  # 0 … 4092: 12 bits
+
+
+def radiograph(pixels: np.ndarray = RAMP, bits: int = 12, **more: object) -> Dataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    found = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    found.PatientID, found.PatientName = "4711", "Doe^Jane"
+    found.Rows, found.Columns = pixels.shape[:2]
+    found.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    found.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        found.PlanarConfiguration = 0
+    found.BitsAllocated = 8 * pixels.itemsize
+    found.BitsStored, found.HighBit, found.PixelRepresentation = bits, bits - 1, 0
+    found.PixelData = pixels.tobytes()
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def written(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def seen(dataset: Dataset, channels: int = 1) -> np.ndarray:
+    return decode(written(dataset), 32, channels, "image.dcm")
+
+
+def test_without_a_window_the_image_fills_the_range_in_full_depth() -> None:
+    expected = np.rint(RAMP / 4092 * 255)
+    assert np.array_equal(seen(radiograph())[0], expected)
+    assert seen(radiograph(), channels=3).shape == (3, 32, 32)
+
+
+def test_a_window_is_applied_as_the_standard_says() -> None:
+    """PS3.3 C.11.2.1.2.1: centre 2048, width 2049."""
+    found = seen(radiograph(WindowCenter=["2048", "9"], WindowWidth=["2049", "9"]))[0]
+    expected = np.clip((RAMP - 2047.5) / 2048 + 0.5, 0, 1) * 255
+    assert np.abs(found - expected).max() <= 0.501
+    exact = seen(radiograph(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"))[0]
+    assert np.abs(exact - np.clip((RAMP - 2048.0) / 1000 + 0.5, 0, 1) * 255).max() <= 0.501
+    soft = seen(radiograph(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="SIGMOID"))[0]
+    assert np.abs(soft - 255 / (1 + np.exp(-4 * (RAMP - 2048.0) / 1000))).max() <= 0.501
+
+
+def test_values_are_rescaled_before_the_window() -> None:
+    found = seen(
+        radiograph(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3000, WindowWidth=2001)
+    )[0]
+    expected = np.clip((RAMP * 2.0 - 1000 - 2999.5) / 2000 + 0.5, 0, 1) * 255
+    assert np.abs(found - expected).max() <= 0.501
+
+
+def test_a_lookup_table_is_applied() -> None:
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, 16]
+    item.LUTData = ((255 - np.arange(4096) // 16) * 257).astype(np.uint16).tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    found = seen(radiograph(VOILUTSequence=[item]))[0]
+    assert np.array_equal(found, 255 - RAMP // 16)
+
+
+def test_where_low_is_white_the_image_is_inverted() -> None:
+    plain = seen(radiograph())[0].astype(int)
+    inverted = seen(radiograph(PhotometricInterpretation="MONOCHROME1"))[0].astype(int)
+    assert np.abs(plain + inverted - 255).max() <= 1
+
+
+def test_compressed_images() -> None:
+    plain = seen(radiograph())
+    for syntax in (RLELossless, JPEG2000Lossless):
+        found = radiograph()
+        if syntax == RLELossless:
+            found.compress(syntax)
+        else:
+            buffer = io.BytesIO()
+            Image.fromarray(RAMP).save(buffer, "JPEG2000", no_jp2=True)
+            found.PixelData = encapsulate([buffer.getvalue()])
+            found.file_meta.TransferSyntaxUID = syntax
+        assert np.array_equal(seen(found), plain)
+    eight = (RAMP >> 4).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(eight).save(buffer, "JPEG", quality=95)
+    lossy = radiograph(eight, bits=8)
+    lossy.PixelData = encapsulate([buffer.getvalue()])
+    lossy.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    assert np.abs(seen(lossy)[0].astype(int) - plain[0]).max() <= 8
+
+
+def test_colour_images() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[..., 0], pixels[..., 2] = 200, 40
+    found = radiograph(pixels, bits=8)
+    assert seen(found, channels=3)[:, 0, 0].tolist() == [200, 0, 40]
+    assert seen(found, channels=1)[0, 0, 0] == round(0.299 * 200 + 0.114 * 40)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"NumberOfFrames": 2, "PixelData": RAMP.tobytes() * 2}, "several frames"),
+        ({"Rows": 60000, "Columns": 60000}, "pixels"),
+        ({"Rows": 4}, "too small"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "kind we do not read"),
+        ({"PixelData": b"\0" * 10}, "damaged"),
+    ],
+)
+def test_what_is_no_single_radiograph_is_refused(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(ImageRejected, match=reason):
+        seen(radiograph(**change))
+
+
+def test_files_that_are_damaged_or_hold_no_image_are_refused() -> None:
+    report = radiograph()
+    del report.PixelData
+    with pytest.raises(ImageRejected, match="without an image"):
+        seen(report)
+    data = written(radiograph())
+    for cut in (132, 200, 700):
+        with pytest.raises(ImageRejected):
+            decode(data[:cut], 32, 1, "image.dcm")
+    deflated = radiograph()
+    deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with pytest.raises(ImageRejected, match="deflated"):
+        seen(deflated)
+
+
+def test_the_patient_is_a_digest_that_keeps_a_patients_images_together() -> None:
+    first, again = dicom.patient(written(radiograph())), dicom.patient(written(radiograph(bits=11)))
+    other = dicom.patient(written(radiograph(PatientID="4712")))
+    assert first == again != other
+    assert first is not None
+    assert "4711" not in first
+    assert dicom.patient(written(radiograph(PatientID="", PatientName=""))) is None
+
+
+def test_a_folder_of_dicom_files_is_a_data_set_without_names(tmp_path: Path) -> None:
+    for number in range(6):
+        folder = tmp_path / ("normal" if number % 2 else "pneumonia")
+        folder.mkdir(exist_ok=True)
+        pixels = RAMP + number
+        data = written(radiograph(pixels, PatientID=f"P{number // 3}"))
+        (folder / f"{number}.dcm").write_bytes(data)
+    found = inspect(scan_folder(tmp_path))
+    assert found.problems == ()
+    assert found.manifest is not None
+    assert found.manifest.patients == 2
+    text = found.manifest.to_json()
+    assert "Doe" not in text
+    assert '"P0"' not in text
+    # a user's own word goes before the header
+    rows = [f"{e.path},{e.label},Q{k}" for k, e in enumerate(found.manifest.entries)]
+    (tmp_path / "list.csv").write_text("path,label,patient\n" + "\n".join(rows))
+    stated = inspect(scan_csv(tmp_path / "list.csv")).manifest
+    assert stated is not None
+    assert stated.patients == 6
