@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # Of a run without a name: what needs neither data nor other systems' packages, shortest first.
-DEFAULT = ("aggregation", "inference_parts")
+DEFAULT = ("aggregation", "kernels", "inference_parts")
 
 
 def main(arguments: list[str]) -> int:
