@@ -85,7 +85,7 @@ def measure(logits: Logits, labels: Labels, classes: tuple[str, ...]) -> Metrics
         loss=float(log_loss(labels, probabilities, labels=numbers)),
         accuracy=float(np.trace(confusion) / len(labels)),
         balanced_accuracy=_mean([one.sensitivity for one in each]),
-        mcc=_correlation(confusion.astype(np.float64)),
+        mcc=correlation(confusion.astype(np.float64)),
         auc=_mean([one.auc for one in each]),
         classes=each,
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
@@ -154,7 +154,7 @@ def _one_class(
     )
 
 
-def _correlation(confusion: NDArray[np.float64]) -> float:
+def correlation(confusion: NDArray[np.float64]) -> float:
     """Matthews' correlation for several classes: Gorodkin (2004), equation 8; 0 where a side has
     one class only (scikit-learn's function warns about that case on every call)."""
     true, taken, total = confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum()

@@ -26,21 +26,26 @@ def augment(
     images: Tensor,
     generator: torch.Generator,
     config: Augmentation | None = None,
-    mean: float = 0.5,
-    std: float = 0.25,
+    mean: float | tuple[float, ...] = 0.5,
+    std: float | tuple[float, ...] = 0.25,
 ) -> Tensor:
-    """Normalised images (N, C, S, S) varied one by one; ``mean`` and ``std`` lead back to grey
-    values, which the tone changes work on."""
+    """Normalised images (N, C, S, S) varied one by one; ``mean`` and ``std``, one value or one a
+    channel, lead back to grey values, which the tone changes work on."""
     config = config or Augmentation()
     draws = Draws(len(images), generator, images.device)
     images = warp(images, config, draws) if warps(config) else _shifted(images, config, draws)
     if _tones(config):
-        grey = (images * std + mean).clamp(0, 1)
-        images = (_toned(grey, config, draws) - mean) / std
+        middle, deviation = (_planes(value, images.device) for value in (mean, std))
+        grey = (images * deviation + middle).clamp(0, 1)
+        images = (_toned(grey, config, draws) - middle) / deviation
     contrast = 1 + draws.around(config.contrast)  # (N,)
     brightness = draws.around(config.brightness)  # (N,)
     varied = images * contrast[:, None, None, None] + brightness[:, None, None, None]
     return _cut_out(varied, config.cutout, draws) if config.cutout else varied
+
+
+def _planes(value: float | tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device).reshape(-1, 1, 1)
 
 
 def _shifted(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:

@@ -97,7 +97,7 @@ def test_the_list_is_whole() -> None:
 def test_every_variation_varies_and_is_repeatable(name: str, channels: int) -> None:
     config = NO_AUGMENTATION.model_copy(update={name: STRENGTHS[name]})
     images = _pictures(channels=channels)
-    varied = augment(images, _generator(), config)
+    varied = augment(images, _generator(), config, (0.5,) * channels, (0.25,) * channels)
     assert varied.shape == images.shape
     assert torch.isfinite(varied).all()
     assert torch.equal(varied, augment(images, _generator(), config))
