@@ -59,8 +59,9 @@ def differences(party: int, x: Field, r: Words, beta: Field) -> Field:
     """
     width, count = x.shape
     q = field.bits_of(r + beta, width)
+    equal = q ^ (beta ^ np.uint8(1))
     w = _select(q, x, field.reduce(np.uint8(PRIME + party) - x))
-    term = _select(q ^ beta ^ np.uint8(1), w, np.uint8(PRIME) - w)
+    term = _select(equal, w, np.uint8(PRIME) - w)
     above = np.full(count, party, np.uint8)  # P1's share holds the 1
     for i in range(width - 1, -1, -1):
         term[i] += above
@@ -76,8 +77,12 @@ def differences(party: int, x: Field, r: Words, beta: Field) -> Field:
 
 
 def _select(bits: Field, zero: Field, one: Field) -> Field:
-    """``one`` where the bit is 1, else ``zero``."""
-    return np.asarray(zero ^ ((zero ^ one) & np.negative(bits)))
+    """``one`` where the bit is 1, else ``zero``; overwrites ``bits`` and ``one``."""
+    np.negative(bits, out=bits)
+    one ^= zero
+    one &= bits
+    one ^= zero
+    return one
 
 
 def _reorder(values: Field, orders: bytes, width: int) -> None:

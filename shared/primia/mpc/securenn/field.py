@@ -8,7 +8,6 @@ Sums stay in bytes: x - 67 of an x < 67 wraps to a large byte, and the lesser of
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ WIDTH = 64
 Field = NDArray[np.uint8]
 
 _P = np.uint8(PRIME)
-_INVALID = np.uint16(0xFFFF)
 
 
 def reduce(x: Field) -> Field:
@@ -41,14 +39,12 @@ def subtract(a: Field, b: Field) -> Field:
 
 
 def multiply(a: Field, b: Field) -> Field:
-    """a b mod 67. The quotient of a product below 66 * 67 is (15 ab) >> 10, or up to 2 more."""
-    product = a.astype(np.uint16)
-    product *= b
-    quotient = product * np.uint16(15)
-    quotient >>= np.uint16(10)
+    """a b mod 67."""
+    product = np.multiply(a, b, dtype=np.uint16)
+    quotient = product // np.uint16(PRIME)
     quotient *= np.uint16(PRIME)
     product -= quotient
-    return reduce(reduce(product.astype(np.uint8)))
+    return product.astype(np.uint8)
 
 
 def bits_of(values: Words, width: int = WIDTH) -> Field:
@@ -63,39 +59,33 @@ def bits_of(values: Words, width: int = WIDTH) -> Field:
 
 def uniform(stream: Stream, shape: int | tuple[int, ...]) -> Field:
     """Exactly uniform elements of Z_67."""
-    return _digits(stream, shape, _pairs(PRIME, 0))
+    return _digits(stream, shape, PRIME)
 
 
 def uniform_nonzero(stream: Stream, shape: int | tuple[int, ...]) -> Field:
     """Exactly uniform elements of Z_67 without 0."""
-    return _digits(stream, shape, _pairs(PRIME - 1, 1))
+    digits = _digits(stream, shape, PRIME - 1)
+    digits += np.uint8(1)
+    return digits
 
 
-@lru_cache(maxsize=2)
-def _pairs(size: int, least: int) -> NDArray[np.uint16]:
-    """16-bit word -> two digits of ``least`` to ``least + size - 1`` in its bytes, or invalid.
-
-    Words from the greatest multiple of size^2 on are invalid, so the digits are exactly uniform.
-    """
-    words = np.arange(1 << 16, dtype=np.uint32)
-    low, high = words % size + least, words // size % size + least
-    table = (low | high << 8).astype("<u2")
-    table[(1 << 16) // size**2 * size**2 :] = _INVALID
-    table.flags.writeable = False
-    return table
-
-
-def _digits(stream: Stream, shape: int | tuple[int, ...], table: NDArray[np.uint16]) -> Field:
-    """Rejection sampling; how much of the stream is used depends on the stream alone."""
+def _digits(stream: Stream, shape: int | tuple[int, ...], size: int) -> Field:
+    """Two digits below ``size`` from each 16-bit word of the stream. Words from the greatest
+    multiple of size^2 on are drawn again, so the digits are exactly uniform, and how much of the
+    stream is used depends on the stream alone."""
     count = math.prod(np.atleast_1d(shape).tolist())
-    wanted = (count + 1) // 2
-    found = np.empty(wanted, dtype="<u2")
-    have = 0
-    while have < wanted:
-        raw = np.empty((wanted - have) * 17 // 16 + 64, dtype="<u2")
-        stream.fill(raw.view(np.uint8))
-        pairs = table[raw]
-        pairs = pairs[pairs != _INVALID][: wanted - have]
-        found[have : have + len(pairs)] = pairs
-        have += len(pairs)
-    return found.view(np.uint8)[:count].reshape(shape)
+    words = np.empty((count + 1) // 2, dtype="<u2")
+    stream.fill(words.view(np.uint8))
+    limit = (1 << 16) // size**2 * size**2
+    while len(wrong := np.flatnonzero(words >= limit)):
+        again = np.empty(len(wrong), dtype="<u2")
+        stream.fill(again.view(np.uint8))
+        words[wrong] = again
+    base = np.uint16(size)
+    first = words // base
+    second = first // base
+    words -= first * base  # the low digit
+    first -= second * base  # the high one
+    first <<= np.uint16(8)
+    words |= first
+    return words.view(np.uint8)[:count].reshape(shape)
