@@ -9,6 +9,7 @@ from primia.chassis.halves import fetch_half
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import MalformedMessage, PrimiaError, Unavailable, UnexpectedMessage
+from primia.fss import kernels
 from primia.messages.inference import Deal
 from primia.mpc.frames import offline_size, request_size
 from primia.mpc.material import Half, Manifest, half_size
@@ -71,7 +72,8 @@ def _open(ctx: Context, row: store.SessionRow) -> None:
     worker.host.require_room()
     model = worker.models.get(row.plan)
     half = _fetch_half(ctx, row, model.plan)
-    owner = Owner(model, half, bytes.fromhex(row.id))
+    evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
+    owner = Owner(model, half, bytes.fromhex(row.id), evaluator)
     token = worker.host.open(row.id, owner)
     with ctx.db.session() as session:
         current = store.session_row(session, row.id, lock=True)
