@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi.responses import HTMLResponse
 
 from primia.chassis.auth import require
 from primia.chassis.context import Ctx
@@ -14,8 +15,9 @@ from primia.chassis.identity import Principal
 from primia.chassis.problems import responses
 from primia.messages.common import Id
 from primia.messages.rounds import RunRequest
-from primia.messages.runs import ENDED, RunPage, RunReport, RunSummary
+from primia.messages.runs import ENDED, RunDocument, RunPage, RunReport, RunSummary
 from services.model_owner.rounds import progress, store, views
+from services.model_owner.rounds.document import document
 from services.model_owner.rounds.start import start
 
 User = Annotated[Principal, Depends(require("user"))]
@@ -79,6 +81,32 @@ def listing(
 def show(ctx: Ctx, run: Id) -> RunReport:
     with ctx.db.reading() as session:
         return views.report(session, store.find(session, run))
+
+
+@router.get(
+    "/{run}/report",
+    summary="The report of a run: configuration, course, figures of its models",
+    responses=responses(404, 422),
+)
+def report(ctx: Ctx, run: Id) -> RunDocument:
+    """Figures per site and of all sites' images together, with 95 % intervals. What the request in
+    it says repeats the run: POST it to /rounds."""
+    with ctx.db.reading() as session:
+        return document(session, store.find(session, run))
+
+
+@router.get(
+    "/{run}/report.html",
+    summary="The same as a page with plots, complete in itself",
+    response_class=HTMLResponse,
+    responses=responses(404, 422),
+)
+def report_page(ctx: Ctx, run: Id) -> HTMLResponse:
+    from services.model_owner.rounds.page import page  # plots: only when a page is asked for
+
+    with ctx.db.reading() as session:
+        found = document(session, store.find(session, run))
+    return HTMLResponse(page(found))
 
 
 @router.get(

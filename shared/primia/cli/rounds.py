@@ -1,4 +1,5 @@
-"""``primia rounds start | options | watch | show | list | cancel | approve | refuse``"""
+"""``primia rounds start | options | watch | show | report | repeat | list | cancel | approve |
+refuse``"""
 
 from __future__ import annotations
 
@@ -97,6 +98,41 @@ def show(run: str, form: FormatOption = Format.TABLE) -> None:
     """State of a run, per round and per site."""
     found = profile.load().model_owner().run(run)
     output.show(found, form, lambda: tables(found))
+
+
+@app.command()
+@output.guarded
+def report(
+    run: str,
+    html: Annotated[Path | None, typer.Option(help="write the page with plots here")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the document here")] = None,
+) -> None:
+    """What a run's models are worth, and all that it takes to repeat it."""
+    owner = profile.load().model_owner()
+    if html is not None:
+        html.write_text(owner.report_page(run), encoding="utf-8")
+    found = owner.report(run)
+    if json is not None:
+        json.write_text(found.model_dump_json(indent=2), encoding="utf-8")
+    if html is None and json is None:
+        output.show(found, Format.JSON, lambda: "")
+
+
+@app.command()
+@output.guarded
+def repeat(
+    document: Path,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="what to change")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Start a run as the report of another one says (`primia rounds report RUN --json FILE`)."""
+    try:
+        request = options.read_document(document)["run"]["request"]
+    except (KeyError, TypeError):
+        output.fail(f"{document} is no report of a run.", status=2)
+    options.assign(request, settings or [])
+    run = profile.load().model_owner().start_run(options.request_of(request))
+    output.show(run, form, lambda: f"Run {run.id} has started: `primia rounds watch {run.id}`")
 
 
 @app.command("list")

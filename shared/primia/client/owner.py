@@ -12,7 +12,7 @@ from primia.errors import Unavailable
 from primia.messages.inference import ServeRequest, Servings
 from primia.messages.registry import ModelList, ModelReport, NewModel, NodeList, VersionReport
 from primia.messages.rounds import RunRequest
-from primia.messages.runs import RunPage, RunReport, RunSummary
+from primia.messages.runs import RunDocument, RunPage, RunReport, RunSummary
 
 _PREPARE_SECONDS = 300.0
 _UPLOAD_SECONDS = 600.0
@@ -77,6 +77,13 @@ class ModelOwner(Connection):
 
     def run(self, run: str) -> RunReport:
         return self.http.get(f"/rounds/{run}", RunReport)
+
+    def report(self, run: str) -> RunDocument:
+        return self.http.get(f"/rounds/{run}/report", RunDocument)
+
+    def report_page(self, run: str) -> str:
+        """HTML, complete in itself."""
+        return self.http.request("GET", f"/rounds/{run}/report.html").text
 
     def cancel_run(self, run: str) -> None:
         self.http.delete(f"/rounds/{run}")

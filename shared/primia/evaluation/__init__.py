@@ -3,7 +3,7 @@
 - ``metrics``: ``measure(logits, labels, classes) -> Metrics``,
   ``compare(plain, encrypted) -> Agreement`` (logits), ``compare_labels``
 - ``counts``: ``count(logits, labels) -> Counts``, which add up over sites: ``total(parts)``
-- ``figures``: ``figures(counts, classes) -> Figures`` with confidence intervals
+- ``measuring``: ``figures(counts, classes) -> Figures`` with confidence intervals
 - ``comparison``: ``compare_classifiers`` (McNemar), ``kappa`` (Cohen), ``bootstrap``
 - ``plots``: curves, matrices, ROC and reliability as PNG
 """

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from primia.evaluation.figures import Figures
 from primia.learning.statistics import Statistics
-from primia.messages.common import Id, Message, Name
+from primia.messages.common import Id, Message, ModelCard, Name
 from primia.messages.rounds import RunRequest, Scores
 
 RunState = Literal["reviewing", "running", "evaluating", "finished", "failed", "cancelled"]
@@ -83,6 +84,33 @@ class RunReport(RunSummary):
     sites: tuple[SiteInRun, ...]
     final: Scores | None = None
     reports: tuple[RoundReport, ...] = ()
+
+
+class PartFigures(Message):
+    """A model on validation images (used for stopping and selection) and on test images (not)."""
+
+    validation: Figures | None = None
+    test: Figures | None = None
+
+
+class ModelFigures(Message):
+    """``model``: ``last`` or ``best`` of the run, or ``version-N``; ``overall``: all sites' images
+    together."""
+
+    model: Name
+    overall: PartFigures
+    sites: dict[Name, PartFigures]
+
+
+class RunDocument(Message):
+    """GET /rounds/{run}/report: all that is known of a run, and all that it takes to repeat it
+    (``run.request``, with the version that it started from)."""
+
+    run: RunReport
+    card: ModelCard
+    chosen: Name = Field(description="the model that became the final version")
+    models: tuple[ModelFigures, ...]
+    software: dict[str, str]
 
 
 class RunPage(Message):

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from sklearn.metrics import brier_score_loss, matthews_corrcoef, roc_auc_score
 
 from primia.evaluation.counts import BINS, MAX_CLASSES, Counts, count, total
-from primia.evaluation.figures import figures
+from primia.evaluation.measuring import figures
 from primia.prg import Seed, Stream
 
 NAMES = ("bacterial", "normal", "viral")

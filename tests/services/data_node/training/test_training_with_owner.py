@@ -15,6 +15,7 @@ from primia.learning import images
 from primia.learning.cache import load_sizes
 from primia.learning.manifest import DatasetManifest, split
 from primia.learning.statistics import Statistics, measure
+from primia.messages.runs import RunDocument
 from services.data_node.datasets import store as datasets
 from services.data_node.training import store
 from services.model_owner.main import create_service
@@ -165,3 +166,46 @@ def test_statistics_are_given_once_a_run(owner, sites):
         reasons = [site["dropped"] for site in report["sites"] if site["dropped"]]
         assert len(reasons) >= 2
         assert all("given its statistics" in reason for reason in reasons)
+
+
+def test_a_run_is_reported_with_figures_and_repeated_from_its_report(owner, sites):
+    model_owner, _ = owner
+    training = {"image_size": 16, "batches": 2, "batch_size": 4, "test_fraction": 0.3}
+    run = model_owner.start(rounds=2, training=training, selection="best_loss", compare=[1])
+    play(model_owner, sites)
+    answer = model_owner.user("GET", f"/rounds/{run}/report")
+    assert answer.status_code == 200, answer.text
+    report = RunDocument.model_validate_json(answer.content)
+    models = {each.model: each for each in report.models}
+    assert {"last", "version-1"} <= set(models) <= {"last", "best", "version-1"}
+    assert report.chosen in models
+    for found in models.values():
+        assert set(found.sites) == set(NAMES)
+        for part in ("validation", "test"):
+            overall = getattr(found.overall, part)
+            each = [getattr(site, part) for site in found.sites.values()]
+            assert overall.samples == sum(one.samples for one in each)
+            right = sum(one.accuracy.value * one.samples for one in each)
+            assert overall.accuracy.value == pytest.approx(right / overall.samples)
+    chosen = models[report.chosen].overall.validation
+    assert chosen is not None
+    assert report.run.final is not None
+    assert chosen.loss == pytest.approx(report.run.final.loss, rel=1e-4)
+    page = model_owner.user("GET", f"/rounds/{run}/report.html").text
+    assert page.count("data:image/png;base64,") >= 8
+    assert "http" not in page.replace("https://", "http").split("</style>")[1]
+    first = model_owner.version_weights(report.run.final_version)
+    again = model_owner.user("POST", "/rounds", json=report.run.request.model_dump(mode="json"))
+    assert again.status_code == 202, again.text
+    play(model_owner, sites)
+    repeated = model_owner.show(again.json()["id"])
+    second = model_owner.version_weights(repeated["final_version"])
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_run_that_has_not_begun_has_a_report_too(owner, sites):
+    model_owner, _ = owner
+    run = model_owner.start()
+    report = model_owner.user("GET", f"/rounds/{run}/report").json()
+    assert report["models"] == []
+    assert "none were evaluated" in model_owner.user("GET", f"/rounds/{run}/report.html").text

@@ -1,0 +1,71 @@
+"""The report of a run: its configuration, its course, and what its models are worth."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+
+from sqlalchemy.orm import Session
+
+from primia.evaluation.counts import Counts, total
+from primia.evaluation.figures import Figures
+from primia.messages.rounds import ModelEvaluation
+from primia.messages.runs import ModelFigures, PartFigures, RunDocument
+from services.model_owner.rounds import store, views
+from services.model_owner.rounds.course import Course
+from services.model_owner.rounds.tables import Run, Site
+
+_LIBRARIES = ("primia-grid", "torch", "torchvision", "numpy")
+
+
+def document(session: Session, run: Run) -> RunDocument:
+    """The request in it names the version that the run started from: it can be sent again."""
+    card = store.proposal_of(run).model
+    found = views.report(session, run)
+    request = found.request.model_copy(update={"version": run.version})
+    return RunDocument(
+        run=found.model_copy(update={"request": request}),
+        card=card,
+        chosen=Course.model_validate(run.course).chosen,
+        models=tuple(_models(store.sites(session, run.id), card.classes)),
+        software={name: version(name) for name in _LIBRARIES}
+        | {"python": platform.python_version()},
+    )
+
+
+def _models(sites: Sequence[Site], classes: tuple[str, ...]) -> Iterable[ModelFigures]:
+    evaluated: dict[str, dict[str, ModelEvaluation]] = {}
+    for site in sites:
+        for name, given in site.evaluations.items():
+            evaluated.setdefault(name, {})[site.node] = ModelEvaluation.model_validate(given)
+    for name, by_site in evaluated.items():
+        yield ModelFigures(
+            model=name,
+            overall=PartFigures(
+                validation=_figures(_sum(e.validation for e in by_site.values()), classes),
+                test=_figures(_sum(e.test for e in by_site.values()), classes),
+            ),
+            sites=_each(by_site, classes),
+        )
+
+
+def _each(
+    by_site: Mapping[str, ModelEvaluation], classes: tuple[str, ...]
+) -> dict[str, PartFigures]:
+    return {
+        node: PartFigures(
+            validation=_figures(found.validation, classes), test=_figures(found.test, classes)
+        )
+        for node, found in by_site.items()
+    }
+
+
+def _sum(parts: Iterable[Counts | None]) -> Counts | None:
+    return total(part for part in parts if part is not None)
+
+
+def _figures(counts: Counts | None, classes: tuple[str, ...]) -> Figures | None:
+    from primia.evaluation.measuring import figures  # statistics: only when a report is asked for
+
+    return None if counts is None else figures(counts, classes)
