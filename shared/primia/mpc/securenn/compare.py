@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from primia.mpc.securenn import field
+from primia.mpc.securenn import field, native
 from primia.mpc.securenn.field import PRIME, Field
 from primia.mpc.securenn.ring64 import Words
 from primia.prg import Seed, Stream
@@ -42,12 +43,17 @@ def masked_differences(party: int, x: Field, r: Words, beta: Field, blinds: Blin
     x: shares of the bits, (width, n), the width a power of two; r: (n,), below 2^width;
     beta: (n,), 0 or 1. Returns (width, n), uniform in Z_67.
     """
-    width = len(x)
-    c = differences(party, x, r, beta)
-    masked = field.multiply(c, field.uniform_nonzero(blinds.factors, c.shape))
-    _reorder(masked, blinds.orders.raw(masked.shape[1]), width)
-    zeros = field.uniform(blinds.zeros, c.shape)
-    return field.subtract(masked, zeros) if party else field.add(masked, zeros)
+    width, count = x.shape
+    factors = field.uniform_nonzero(blinds.factors, x.shape)
+    zeros = field.uniform(blinds.zeros, x.shape)
+    orders = np.frombuffer(blinds.orders.raw(count), np.uint8)
+    if native.available() and not _wrapping(r, beta, width).any():
+        q = field.bits_of(r + beta, width)
+        return native.mask_differences(party, x, q, beta, factors, zeros, orders)
+    masked = field.multiply(differences(party, x, r, beta), factors)
+    masked = field.subtract(masked, zeros) if party else field.add(masked, zeros)
+    _reorder(masked, orders, width)
+    return masked
 
 
 def differences(party: int, x: Field, r: Words, beta: Field) -> Field:
@@ -69,11 +75,15 @@ def differences(party: int, x: Field, r: Words, beta: Field) -> Field:
         field.reduce(above)
     c = field.reduce(term)
     # r + 1 = 2^width (only if beta): x > r is impossible, so exactly one c_i must be 0.
-    full = (r == np.uint64((1 << width) - 1)) & (beta == 1)
+    full = _wrapping(r, beta, width)
     if full.any():
         c[:, full] = party
         c[0, full] = 0
     return c
+
+
+def _wrapping(r: Words, beta: Field, width: int) -> NDArray[np.bool_]:
+    return np.asarray((r == np.uint64((1 << width) - 1)) & (beta == 1))
 
 
 def _select(bits: Field, zero: Field, one: Field) -> Field:
@@ -85,9 +95,8 @@ def _select(bits: Field, zero: Field, one: Field) -> Field:
     return one
 
 
-def _reorder(values: Field, orders: bytes, width: int) -> None:
+def _reorder(values: Field, rho: Field, width: int) -> None:
     """In place: what is at i goes to i xor rho, rho uniform below the width in every column."""
-    rho = np.frombuffer(orders, np.uint8)
     for k in range(width.bit_length() - 1):
         swapped = np.negative((rho >> np.uint8(k)) & np.uint8(1))
         halves = values.reshape(-1, 2, 1 << k, values.shape[1])

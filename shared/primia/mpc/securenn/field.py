@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from primia.mpc.securenn import native
 from primia.mpc.securenn.ring64 import Words
 from primia.prg import Stream
 
@@ -77,15 +78,24 @@ def _digits(stream: Stream, shape: int | tuple[int, ...], size: int) -> Field:
     words = np.empty((count + 1) // 2, dtype="<u2")
     stream.fill(words.view(np.uint8))
     limit = (1 << 16) // size**2 * size**2
-    while len(wrong := np.flatnonzero(words >= limit)):
+    wrong = np.flatnonzero(words >= limit)
+    while len(wrong):
         again = np.empty(len(wrong), dtype="<u2")
         stream.fill(again.view(np.uint8))
         words[wrong] = again
-    base = np.uint16(size)
+        wrong = wrong[again >= limit]
+    if native.available():
+        native.split_digits(words, size)
+    else:
+        _split_digits(words, np.uint16(size))
+    return words.view(np.uint8)[:count].reshape(shape)
+
+
+def _split_digits(words: NDArray[np.uint16], base: np.uint16) -> None:
+    """As ``native.split_digits``."""
     first = words // base
     second = first // base
     words -= first * base  # the low digit
     first -= second * base  # the high one
     first <<= np.uint16(8)
     words |= first
-    return words.view(np.uint8)[:count].reshape(shape)

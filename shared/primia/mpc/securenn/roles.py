@@ -17,6 +17,7 @@ from primia.errors import InvalidInput, MalformedMessage
 from primia.fixed_point import encode
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
+from primia.mpc.securenn import native
 from primia.mpc.securenn.gates import Party
 from primia.mpc.securenn.layout import (
     check_batch,
@@ -66,6 +67,7 @@ class Owner:
 
     def prepare(self) -> Talk[None]:
         """Seeds; and E, if P1 has it not from an earlier session."""
+        native.prepare()
         common = Seed.fresh()
         yield from send_seed(CLIENT, common)
         self._party = Party(OWNER, common, (yield from receive_seed(ASSISTANT)))
@@ -109,6 +111,7 @@ class Client:
         return self._party
 
     def prepare(self) -> Talk[None]:
+        native.prepare()
         common = yield from receive_seed(OWNER)
         self._party = Party(CLIENT, common, (yield from receive_seed(ASSISTANT)))
         yield from send(OWNER, np.array([not self.opening], np.uint8))
