@@ -162,8 +162,6 @@ class Seat:
             node=self.contribution.node,
             bytes=size,
         )
-        if step.in_turn:
-            progress.set_deadline(self.here.ctx, self.here.run, step.timeout)
         self.here.moved()
 
 

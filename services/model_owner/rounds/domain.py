@@ -94,24 +94,22 @@ class Member:
 class Step:
     """A phase takes members from one stage to another: nodes by answering an item of this kind
     within a timeout, the owner's worker (no kind, no timeout) by absorbing what came.
-
-    ``in_turn``: one node at a time, in the order of the names, each with a timeout of its own.
     """
 
     before: Stage
     after: Stage
     kind: Kind | None
     timeout: Literal["train", "exchange"] | None
-    in_turn: bool = False
 
     def waiting(self, members: Iterable[Member]) -> tuple[str, ...]:
         """Those whose answer may come now; the worker takes what dropped nodes left, too."""
-        names = sorted(
-            member.node
-            for member in members
-            if member.stage == self.before and (self.kind is None or not member.dropped)
+        return tuple(
+            sorted(
+                member.node
+                for member in members
+                if member.stage == self.before and (self.kind is None or not member.dropped)
+            )
         )
-        return tuple(names[:1] if self.in_turn else names)
 
 
 _TRAIN = Step(Stage.ASKED, Stage.TRAINED, "train", "train")
@@ -126,8 +124,7 @@ SECURE_STEPS: Mapping[Phase, Step] = {
 }
 PLAIN_STEPS: Mapping[Phase, Step] = {
     "training": _TRAIN,
-    # In turn, since a sum of floats depends on its order; modulo 2^32 it does not.
-    "uploading": Step(Stage.TRAINED, Stage.UPLOADED, "upload", "exchange", in_turn=True),
+    "uploading": Step(Stage.TRAINED, Stage.UPLOADED, "upload", "exchange"),
     "absorbing": _ABSORB,
 }
 
@@ -170,9 +167,7 @@ def at_least(members: Iterable[Member], stage: Stage) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """``silent``: whose time is up while others are still to have their turn."""
-
-    silent: tuple[str, ...] = ()
+    """For answers that may still come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +196,19 @@ def settle(
     )
     if ready + hoped < needed:
         return Abandon(late, f"only {ready + hoped} of the {needed} nodes needed are left")
-    return Wait(late) if hoped else Advance(late)
+    return Wait() if hoped else Advance(late)
+
+
+def absorbable(members: Iterable[Member], *, secure: bool) -> tuple[str, ...]:
+    """Whose waiting updates may be added to the sum now, in this order. A plain sum is of floats
+    and depends on its order, so there an update waits for those of all earlier names."""
+    ready: list[str] = []
+    for member in sorted(members, key=lambda each: each.node):
+        if member.stage == Stage.UPLOADED:
+            ready.append(member.node)
+        elif not secure and member.stage == Stage.TRAINED and not member.dropped:
+            break
+    return tuple(ready)
 
 
 def wanted_kind(run: RunState, site: SiteState, *, answered: bool) -> Kind | None:

@@ -33,20 +33,22 @@ def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
     return round_file(ctx.files, run.id, row.number, f"sum-{summed}")
 
 
-def add_update(ctx: Context, run: Run, row: Round, contribution: Contribution) -> None:
-    """Write sum k + 1 from sum k and one update; writing it again gives the same file."""
-    assert contribution.upload is not None  # of stage UPLOADED
-    assert contribution.report is not None
+def add_updates(ctx: Context, run: Run, row: Round, contributions: list[Contribution]) -> None:
+    """Write the sum with these updates, added in this order, from the one without them."""
     count, kind = secure.groups(run, row).size, kind_of(row)
-    update = round_file(ctx.files, run.id, row.number, contribution.upload)
     total = _read_sum(ctx, run, row, count, kind.dtype if row.secure else "<f8")  # (count,)
-    with update.open("rb") as file:
-        file.seek(HEADER_BYTES)
-        if row.secure:
-            server.RunningSum(count, total, kind).add(file)
-        else:
-            WeightedMean(count, total).add(file, int(contribution.report["samples"]))
-    ctx.files.write(sum_file(ctx, run, row, row.summed + 1), total.view(np.uint8).data)
+    for contribution in contributions:
+        assert contribution.upload is not None  # of stage UPLOADED
+        assert contribution.report is not None
+        update = round_file(ctx.files, run.id, row.number, contribution.upload)
+        with update.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            if row.secure:
+                server.RunningSum(count, total, kind).add(file)
+            else:
+                WeightedMean(count, total).add(file, int(contribution.report["samples"]))
+    after = sum_file(ctx, run, row, row.summed + len(contributions))
+    ctx.files.write(after, total.view(np.uint8).data)
 
 
 def _read_sum(ctx: Context, run: Run, row: Round, count: int, dtype: str) -> NDArray[Any]:

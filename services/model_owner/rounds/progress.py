@@ -155,8 +155,9 @@ def _phase(ctx: Context, session: Session, run: Run) -> bool:
     contributions = store.contributions(session, row.id)
     members = store.members(contributions)
     verdict = settle(step, members, row.needed, expired=_expired(ctx, run))
+    late = () if isinstance(verdict, Wait) else verdict.silent
     for contribution in contributions:
-        if contribution.node in verdict.silent:
+        if contribution.node in late:
             drop(ctx, session, run, row, contribution, places.SILENT)
     if isinstance(verdict, Abandon):
         abandon(ctx, session, run, row, verdict.reason)
@@ -164,9 +165,7 @@ def _phase(ctx: Context, session: Session, run: Run) -> bool:
     if isinstance(verdict, Advance):
         enter(ctx, session, run, row, following(store.phase_of(row), secure=row.secure))
         return True
-    if verdict.silent:  # the next node has its turn
-        set_deadline(ctx, run, step.timeout)
-    return bool(verdict.silent)
+    return False
 
 
 def drop(

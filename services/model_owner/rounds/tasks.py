@@ -28,7 +28,7 @@ from services.model_owner.registry.domain import Size
 from services.model_owner.registry.weights import Written, weights_path
 from services.model_owner.rounds import opening, progress, store
 from services.model_owner.rounds.course import BEST, LAST, Course, Model, choose
-from services.model_owner.rounds.domain import CLOSED, Stage
+from services.model_owner.rounds.domain import CLOSED, Stage, absorbable
 from services.model_owner.rounds.tables import Contribution, Round, Run, Site
 from services.model_owner.rounds.uploads import round_file
 from services.model_owner.rounds.views import final_scores, received_scores, training_scores
@@ -38,64 +38,71 @@ LEASE_SECONDS = 30
 
 
 def absorb(ctx: Context, round_id: str) -> None:
-    """Add every waiting update to the running sum, one after the other.
+    """Add every waiting update to the running sum.
 
     Looks again after the lease is given back: an update that came in between found it taken.
     """
-    while not ctx.jobs.stopping() and _next_upload(ctx, round_id) is not None:
+    while not ctx.jobs.stopping() and _waiting(ctx, round_id) is not None:
         with lease(ctx.db, ctx.clock, Round, round_id, LEASE_SECONDS) as held:
             if held is None:
                 return
-            while not ctx.jobs.stopping() and _absorb_one(ctx, round_id, held):
+            while not ctx.jobs.stopping() and _absorb_waiting(ctx, round_id, held):
                 pass
         if held.lost.is_set():
             return
 
 
-Waiting = tuple[Run, Round, Contribution]
+Waiting = tuple[Run, Round, list[Contribution]]
 
 
-def _next_upload(ctx: Context, round_id: str) -> Waiting | None:
-    """In the order of the names, which is that of the uploads where it matters."""
+def _waiting(ctx: Context, round_id: str) -> Waiting | None:
+    """The updates that may be added now, in the order in which they are."""
     with ctx.db.reading() as session:
         row = session.get(Round, round_id)
         if row is None or store.phase_of(row) in CLOSED:
             return None
-        for contribution in store.contributions(session, round_id):
-            if contribution.stage == Stage.UPLOADED:
-                return store.find(session, row.run), row, contribution
-    return None
+        there = {each.node: each for each in store.contributions(session, round_id)}
+        names = absorbable(store.members(there.values()), secure=row.secure)
+        if not names:
+            return None
+        return store.find(session, row.run), row, [there[name] for name in names]
 
 
-def _absorb_one(ctx: Context, round_id: str, held: Held) -> bool:
-    found = _next_upload(ctx, round_id)
+def _absorb_waiting(ctx: Context, round_id: str, held: Held) -> bool:
+    """Those that are there at once: the sum, as large as an update, is read and written once."""
+    found = _waiting(ctx, round_id)
     if found is None:
         return False
-    run, row, contribution = found
+    run, row, contributions = found
     try:
         with _full_disk_is_told(ctx, run.id):
-            opening.add_update(ctx, run, row, contribution)
+            opening.add_updates(ctx, run, row, contributions)
     except (FileNotFoundError, MalformedMessage, InvalidInput, InvalidUpdate) as error:
         # The run was ended and cleaned meanwhile; or the disk lost what it had confirmed.
         log.warning("an update could not be added", round=round_id, error=type(error).__name__)
         return _lost_file(ctx, found, held)
-    if not _absorbed(ctx, run.id, round_id, contribution.node, row.summed, held):
+    if not _absorbed(ctx, found, held):
         return False
     opening.sum_file(ctx, run, row, row.summed).unlink(missing_ok=True)
-    round_file(ctx.files, run.id, row.number, contribution.upload or "").unlink(missing_ok=True)
+    for contribution in contributions:
+        update = round_file(ctx.files, run.id, row.number, contribution.upload or "")
+        update.unlink(missing_ok=True)
     return True
 
 
-def _absorbed(ctx: Context, run_id: str, round_id: str, node: str, summed: int, held: Held) -> bool:
+def _absorbed(ctx: Context, found: Waiting, held: Held) -> bool:
+    before, row_before, waiting = found
     with ctx.db.session() as session:
-        run = store.find(session, run_id, lock=True)
-        row = session.get_one(Round, round_id)
-        contribution = session.get_one(Contribution, (round_id, node))
-        waits = contribution.stage == Stage.UPLOADED and store.phase_of(row) not in CLOSED
-        if not waits or row.summed != summed or held.lost.is_set():
+        run = store.find(session, before.id, lock=True)
+        row = session.get_one(Round, row_before.id)
+        added = [session.get_one(Contribution, (row.id, each.node)) for each in waiting]
+        waits = all(each.stage == Stage.UPLOADED for each in added)
+        closed = store.phase_of(row) in CLOSED
+        if not waits or closed or row.summed != row_before.summed or held.lost.is_set():
             return False
-        contribution.stage, contribution.upload = Stage.ABSORBED, None
-        row.summed = summed + 1
+        for each in added:
+            each.stage, each.upload = Stage.ABSORBED, None
+        row.summed += len(added)
         session.flush()
         progress.advance(ctx, session, run)
     return True
@@ -118,8 +125,9 @@ def _lost_file(ctx: Context, found: Waiting, held: Held) -> bool:
     with ctx.db.session() as session:
         run = store.find(session, before.id, lock=True)
         row = session.get_one(Round, row_before.id)
-        contribution = session.get_one(Contribution, (row.id, waiting.node))
-        unchanged = row.summed == row_before.summed and contribution.stage == Stage.UPLOADED
+        there = [session.get_one(Contribution, (row.id, each.node)) for each in waiting]
+        uploaded = all(each.stage == Stage.UPLOADED for each in there)
+        unchanged = row.summed == row_before.summed and uploaded
         if unchanged and store.phase_of(row) not in CLOSED and not held.lost.is_set():
             progress.abandon(
                 ctx, session, run, row, "an update or the sum is not on the disk as it was"

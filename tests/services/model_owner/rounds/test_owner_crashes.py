@@ -50,7 +50,7 @@ def dies_once(monkeypatch, owner, name: str, *, after: bool) -> list[str]:
 
 
 POINTS = [
-    (opening, "add_update", True),
+    (opening, "add_updates", True),
     (opening, "_read_sum", False),
     (tasks, "_absorbed", True),
     (opening, "mean_update", True),

@@ -13,7 +13,7 @@ from tests.services.model_owner.federation import Federation
 from tests.services.model_owner.rounds.test_owner_crashes import MODES, finished, start
 from tests.services.model_owner.rounds.test_owner_runs_api import parsed, stream
 
-POINTS = [(opening, "add_update"), (opening, "write_model"), (weights, "copy")]
+POINTS = [(opening, "add_updates"), (opening, "write_model"), (weights, "copy")]
 TIMES = 3
 
 
