@@ -50,6 +50,16 @@ def absorb(ctx: Context, round_id: str) -> None:
                 pass
         if held.lost.is_set():
             return
+    _open_if_due(ctx, round_id)
+
+
+def _open_if_due(ctx: Context, round_id: str) -> None:
+    """A plain round is to be opened once all is absorbed: the task that was sent for it then may
+    have found the round still held by the absorption."""
+    with ctx.db.reading() as session:
+        row = session.get(Round, round_id)
+    if row is not None and row.phase == "opening":
+        ctx.jobs.enqueue("rounds.open", round_id)
 
 
 Waiting = tuple[Run, Round, list[Contribution]]

@@ -177,12 +177,6 @@ def test_a_round_wants_one_item_of_a_node_at_the_right_stage(phase, secure):
     assert wanted_in_round(phase, "stranger", members(n=Stage.ASKED), secure=secure) is None
 
 
-def test_plain_uploads_are_wanted_in_the_order_of_the_names():
-    some = members(b=Stage.TRAINED, a=Stage.TRAINED)
-    wanted = {name: wanted_in_round("uploading", name, some, secure=False) for name in "ab"}
-    assert wanted == {"a": "upload", "b": None}
-
-
 WANTED = {
     ("reviewing", "invited", False): "review",
     ("reviewing", "invited", True): "review",
