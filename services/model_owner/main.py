@@ -16,6 +16,8 @@ from services.model_owner.rounds import api as rounds_api
 from services.model_owner.rounds import node_api, nodes_api
 from services.model_owner.rounds import tasks as rounds_tasks
 from services.model_owner.settings import ModelOwnerSettings
+from services.model_owner.studies import api as studies_api
+from services.model_owner.studies import tasks as studies_tasks
 from services.model_owner.tables import Base
 
 
@@ -32,12 +34,23 @@ def create_service() -> Service:
             nodes_api.router,
             rounds_api.router,
             node_api.router,
+            studies_api.router,
             inference_api.router,
             inference_node_api.router,
             inference_stream_api.router,
         ),
-        tasks={**registry_tasks.TASKS, **rounds_tasks.TASKS, **inference_tasks.TASKS},
-        sweeps={**registry_tasks.SWEEPS, **rounds_tasks.SWEEPS, **inference_tasks.SWEEPS},
+        tasks={
+            **registry_tasks.TASKS,
+            **rounds_tasks.TASKS,
+            **studies_tasks.TASKS,
+            **inference_tasks.TASKS,
+        },
+        sweeps={
+            **registry_tasks.SWEEPS,
+            **rounds_tasks.SWEEPS,
+            **studies_tasks.SWEEPS,
+            **inference_tasks.SWEEPS,
+        },
         worker_start=inference_worker.start,
         worker_stop=inference_worker.stop,
     )

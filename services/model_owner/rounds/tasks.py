@@ -260,7 +260,7 @@ def finish(ctx: Context, run_id: str) -> None:
             return
         model = _chosen(run, sites)
         try:
-            if run.rounds > 0:
+            if _makes_version(run):
                 with _full_disk_is_told(ctx, run_id):
                     source = ctx.files.root / model.path
                     weights.copy(ctx.files, source, weights_path(ctx.files, run_id))
@@ -295,9 +295,13 @@ def _finish(ctx: Context, run_id: str, held: Held, model: Model | None) -> None:
         for site in store.sites(session, run_id):
             if model.name in site.evaluations:
                 site.evaluation = site.evaluations[model.name]["scores"]
-        if run.rounds > 0:
+        if _makes_version(run):
             _register(ctx, session, run)
         progress.end(ctx, session, run, "finished")
+
+
+def _makes_version(run: Run) -> bool:
+    return run.rounds > 0 and store.request_of(run).keep
 
 
 def _register(ctx: Context, session: Session, run: Run) -> None:

@@ -13,6 +13,13 @@ from primia.messages.inference import ServeRequest, Servings
 from primia.messages.registry import ModelList, ModelReport, NewModel, NodeList, VersionReport
 from primia.messages.rounds import RunRequest
 from primia.messages.runs import RunDocument, RunPage, RunReport, RunSummary
+from primia.messages.studies import (
+    MoreTrials,
+    StudyList,
+    StudyReport,
+    StudyRequest,
+    StudySummary,
+)
 
 _PREPARE_SECONDS = 300.0
 _UPLOAD_SECONDS = 600.0
@@ -90,6 +97,26 @@ class ModelOwner(Connection):
 
     def run_events(self, run: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return self.events(f"/rounds/{run}/events")
+
+    def start_study(self, request: StudyRequest) -> StudySummary:
+        return self.http.parse(self.http.post("/studies", request), StudySummary)
+
+    def studies(self) -> StudyList:
+        return self.http.get("/studies", StudyList)
+
+    def study(self, study: str) -> StudyReport:
+        return self.http.get(f"/studies/{study}", StudyReport)
+
+    def extend_study(self, study: str, trials: int) -> StudySummary:
+        answer = self.http.post(f"/studies/{study}/trials", MoreTrials(trials=trials))
+        return self.http.parse(answer, StudySummary)
+
+    def cancel_study(self, study: str) -> None:
+        self.http.delete(f"/studies/{study}")
+
+    def study_plot(self, study: str, kind: str) -> bytes:
+        """PNG: ``history`` or ``importance``"""
+        return self.http.request("GET", f"/studies/{study}/plots/{kind}.png").content
 
     def serve(self, model: str, version: int, request: ServeRequest) -> Servings:
         answer = self.http.post(f"/models/{model}/versions/{version}/serve", request)

@@ -108,6 +108,7 @@ class RunRequest(Message):
     selection: Selection = Field(
         default="last", description="which round's model becomes the new version"
     )
+    keep: bool = Field(default=True, description="the final model becomes a version")
     compare: tuple[Annotated[int, Field(ge=1, le=2**31 - 1)], ...] = Field(
         default=(), max_length=MAX_COMPARED, description="versions that the sites evaluate as well"
     )

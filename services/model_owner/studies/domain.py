@@ -1,0 +1,94 @@
+"""A study's rules: which request a trial makes of its parameters, and when a study is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import JsonValue, ValidationError
+
+from primia.errors import Conflict, InvalidInput
+from primia.learning.spec import describe
+from primia.messages.rounds import RunRequest
+from primia.messages.studies import Parameter, StudyRequest, StudyState
+
+TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
+    "running": frozenset({"finished", "failed", "cancelled"}),
+    "finished": frozenset({"running"}),
+    "failed": frozenset({"running"}),
+    "cancelled": frozenset(),
+}
+# So many trials that fail, and none that succeeds: the next ones would fail as well.
+HOPELESS = 3
+
+
+@dataclass(frozen=True)
+class Past:
+    """A trial so far; ``reports``: rounds done → measure."""
+
+    state: str
+    parameters: Mapping[str, JsonValue]
+    value: float | None = None
+    reports: Mapping[int, float] = field(default_factory=dict)
+
+
+def move(present: StudyState, wanted: StudyState) -> StudyState:
+    if wanted not in TRANSITIONS[present]:
+        raise Conflict(f"A study that is {present} cannot become {wanted}.")
+    return wanted
+
+
+def groups(request: StudyRequest) -> tuple[tuple[str, ...], ...]:
+    """The sites of each of the trials that run side by side."""
+    return request.groups or (request.run.nodes,)
+
+
+def trial_run(
+    request: StudyRequest, parameters: Mapping[str, JsonValue], nodes: Sequence[str]
+) -> RunRequest:
+    """The run of a trial. Raises InvalidInput, which names the fields at fault."""
+    document: dict[str, Any] = request.run.model_dump(mode="json")
+    document["nodes"] = list(nodes)
+    document["keep"] = False
+    for path, value in parameters.items():
+        _put(document, path, value)
+    try:
+        return RunRequest.model_validate(document)
+    except ValidationError as error:
+        raise InvalidInput(f"A trial's run: {describe(error)}.") from None
+
+
+def check(request: StudyRequest) -> None:
+    """The lowest and the highest value of every parameter make a run, at every group of sites."""
+    for nodes in groups(request):
+        for end in (0, -1):
+            corner = {path: bounds(each)[end] for path, each in request.parameters.items()}
+            trial_run(request, corner, nodes)
+            for path, value in corner.items():
+                trial_run(request, {path: value}, nodes)
+
+
+def bounds(parameter: Parameter) -> tuple[JsonValue, ...]:
+    """Its lowest and highest value, or all choices."""
+    if parameter.kind == "choice":
+        return parameter.values
+    return (parameter.low, parameter.high)
+
+
+def _put(document: dict[str, Any], path: str, value: JsonValue) -> None:
+    *folders, name = path.split(".")
+    place = document
+    for folder in folders:
+        inner = place.get(folder)
+        if inner is None and folder in place:
+            inner = place[folder] = {}
+        if not isinstance(inner, dict):
+            raise InvalidInput(f"A run has no group of settings {folder!r} ({path}).")
+        place = inner
+    place[name] = value
+
+
+def is_hopeless(states: Sequence[str]) -> bool:
+    ended = [state for state in states if state != "running"]
+    return len(ended) >= HOPELESS and all(state == "failed" for state in ended)

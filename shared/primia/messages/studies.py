@@ -1,0 +1,143 @@
+"""Search for hyperparameters over a federation: every trial is a training run of its own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, StringConstraints, model_validator
+
+from primia.messages.common import Id, Message, Name
+from primia.messages.rounds import RunRequest
+
+MAX_TRIALS = 1000
+# A field of the run's request: training.schedule.warm_up
+FieldPath = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(?:\.[a-z_]+){0,3}$")]
+StudyState = Literal["running", "finished", "failed", "cancelled"]
+TrialState = Literal["running", "complete", "pruned", "failed"]
+
+
+class FloatRange(Message):
+    kind: Literal["float"] = "float"
+    low: float
+    high: float
+    log: bool = Field(default=False, description="drawn by the logarithm")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FloatRange:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("low is below high, and above 0 on a logarithmic scale")
+        return self
+
+
+class IntRange(Message):
+    kind: Literal["int"] = "int"
+    low: int = Field(ge=-(2**31), le=2**31)
+    high: int = Field(ge=-(2**31), le=2**31)
+    step: int = Field(default=1, ge=1, le=2**31)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        if self.low >= self.high:
+            raise ValueError("low is below high")
+        return self
+
+
+class Choice(Message):
+    kind: Literal["choice"] = "choice"
+    values: tuple[str | bool | int | float, ...] = Field(min_length=2, max_length=100)
+
+    @model_validator(mode="after")
+    def _different(self) -> Choice:
+        if len({repr(value) for value in self.values}) != len(self.values):
+            raise ValueError("a value stands there twice")
+        return self
+
+
+Parameter = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
+
+
+class Pruning(Message):
+    """A trial ends between rounds when its model is worse on validation images than what earlier
+    trials had after as many rounds."""
+
+    kind: Literal["none", "median", "percentile"] = "median"
+    percentile: float = Field(default=25.0, gt=0, lt=100, description="the share that goes on")
+    startup_trials: int = Field(default=4, ge=1, le=100, description="trials that are not pruned")
+    warmup_rounds: int = Field(default=1, ge=0, le=1000, description="rounds that are not judged")
+
+
+class StudyRequest(Message):
+    """POST /studies: ``run`` with some of its fields drawn anew for each trial."""
+
+    run: RunRequest
+    parameters: dict[FieldPath, Parameter] = Field(min_length=1, max_length=30)
+    trials: int = Field(ge=1, le=MAX_TRIALS)
+    objective: Literal["loss", "accuracy"] = Field(
+        default="loss", description="of a trial's final model, on all sites' validation images"
+    )
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    pruning: Pruning = Pruning()
+    groups: tuple[tuple[Name, ...], ...] = Field(
+        default=(),
+        max_length=20,
+        description="sites of trials that run side by side; default: one trial at a time, "
+        "at the run's nodes",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _groups(self) -> StudyRequest:
+        named = [node for group in self.groups for node in group]
+        if len(set(named)) != len(named):
+            raise ValueError("a node is in two groups: it takes part in one run at once")
+        if self.run.rounds < 1:
+            raise ValueError("a trial trains for at least one round")
+        if self.sampler == "grid":
+            for path, each in self.parameters.items():
+                if each.kind == "float":
+                    raise ValueError(f"{path}: a grid takes whole numbers or choices")
+        return self
+
+
+class MoreTrials(Message):
+    """POST /studies/{id}/trials: go on with a study that has ended, or with more trials."""
+
+    trials: int = Field(ge=1, le=MAX_TRIALS)
+
+
+class TrialReport(Message):
+    """``reports``: the objective's measure after so many rounds."""
+
+    number: int
+    state: TrialState
+    run: Id | None = None
+    parameters: dict[str, JsonValue]
+    value: float | None = None
+    reports: dict[int, float] = Field(default={})
+    reason: str = ""
+
+
+class StudySummary(Message):
+    id: Id
+    state: StudyState
+    reason: str = ""
+    model: Name
+    trials: int
+    done: int
+    best: TrialReport | None = None
+    created: datetime
+    created_by: Name
+    ended: datetime | None = None
+
+
+class StudyReport(StudySummary):
+    request: StudyRequest
+    reports: tuple[TrialReport, ...]
+    importance: dict[str, float] = Field(
+        default={}, description="share of the value's variance; empty before a few are complete"
+    )
+
+
+class StudyList(Message):
+    studies: tuple[StudySummary, ...]

@@ -1,0 +1,200 @@
+"""Searches over the owner's real app and tasks, with nodes whose losses follow the parameters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from services.model_owner.rounds import store as rounds
+from services.model_owner.studies import tasks
+from tests.services.model_owner.federation import NODES, Federation
+
+RATES = {"training.learning_rate": {"kind": "float", "low": 1e-5, "high": 1e-1, "log": True}}
+RUN = {
+    "model": "chest",
+    "nodes": list(NODES),
+    "rounds": 1,
+    "training": {"image_size": 16},
+    "aggregation": {"secure": False},
+}
+
+
+def body(**changes) -> dict:
+    run = {**RUN, **changes.pop("run", {})}
+    return {"run": run, "parameters": RATES, "trials": 3, **changes}
+
+
+def search(federation: Federation, **changes) -> str:
+    answer = federation.user("POST", "/studies", json=body(**changes))
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Location"] == f"/studies/{answer.json()['id']}"
+    return answer.json()["id"]
+
+
+def show(federation: Federation, study: str) -> dict:
+    answer = federation.user("GET", f"/studies/{study}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def conduct(federation: Federation, study: str, *, turns: int = 300) -> dict:
+    """Sweep and let the nodes work until the study is over (or for so many turns)."""
+    for _ in range(turns):
+        tasks.advance(federation.ctx, study)
+        if show(federation, study)["state"] != "running":
+            break
+        _set_losses(federation)
+        federation.turn()
+    federation.run_out()
+    return show(federation, study)
+
+
+def _set_losses(federation: Federation) -> None:
+    """The further the rate is from 10^-3, the worse: a loss that is the same in every round."""
+    for node in federation.nodes.values():
+        for run, proposal in node.proposals.items():
+            with federation.ctx.db.reading() as session:
+                if rounds.find(session, run).state in ("running", "evaluating"):
+                    loss = 0.1 + abs(math.log10(proposal.training.learning_rate) + 3)
+                    node.losses = {"last": loss, **dict.fromkeys(range(1, 20), loss)}
+
+
+def test_a_search_finds_a_good_rate_and_keeps_no_models(federation):
+    federation.with_model()
+    study = search(federation, trials=12, pruning={"kind": "none"})
+    found = conduct(federation, study)
+    assert (found["state"], found["done"]) == ("finished", 12)
+    values = [trial["value"] for trial in found["reports"]]
+    assert found["best"]["value"] == min(values) < 1
+    rates = {trial["parameters"]["training.learning_rate"] for trial in found["reports"]}
+    assert len(rates) == 12
+    assert found["importance"] == {"training.learning_rate": 1}
+    assert federation.user("GET", "/models/chest/versions/2").status_code == 404
+    for kind in ("history", "importance"):
+        png = federation.user("GET", f"/studies/{study}/plots/{kind}.png")
+        assert png.content.startswith(b"\x89PNG")
+
+
+def test_trials_that_fall_behind_are_pruned_between_rounds(federation):
+    federation.with_model()
+    study = search(
+        federation,
+        trials=8,
+        run={"rounds": 4},
+        sampler="random",
+        pruning={"kind": "median", "startup_trials": 3, "warmup_rounds": 0},
+    )
+    found = conduct(federation, study)
+    states = [trial["state"] for trial in found["reports"]]
+    assert set(states) == {"complete", "pruned"}
+    for trial in found["reports"]:
+        if trial["state"] == "pruned":
+            run = federation.show(trial["run"])
+            assert run["state"] == "cancelled"
+            assert run["rounds_done"] < 4
+
+
+def test_trials_run_side_by_side_on_groups_of_sites(federation):
+    federation.with_model()
+    study = search(federation, trials=4, groups=[["node-a"], ["node-b"], ["node-c"]])
+    tasks.advance(federation.ctx, study)
+    assert [trial["state"] for trial in show(federation, study)["reports"]] == ["running"] * 3
+    found = conduct(federation, study)
+    assert (found["state"], found["done"]) == ("finished", 4)
+
+
+def test_a_grid_is_gone_through_once(federation):
+    federation.with_model()
+    grid = {
+        "training.optimiser": {"kind": "choice", "values": ["sgd", "adam"]},
+        "training.batch_size": {"kind": "int", "low": 8, "high": 16, "step": 8},
+    }
+    study = search(federation, parameters=grid, trials=50, sampler="grid")
+    found = conduct(federation, study)
+    cells = {tuple(trial["parameters"].values()) for trial in found["reports"]}
+    assert (found["state"], len(found["reports"]), len(cells)) == ("finished", 4, 4)
+
+
+def test_a_search_goes_on_after_its_end_and_after_a_crash(federation, monkeypatch):
+    federation.with_model()
+    study = search(federation, trials=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("services.model_owner.studies.conduct.start", _die)
+        with pytest.raises(RuntimeError):
+            tasks.advance(federation.ctx, study)
+    assert show(federation, study)["reports"] == []
+    first = conduct(federation, study)
+    assert first["state"] == "finished"
+    answer = federation.user("POST", f"/studies/{study}/trials", json={"trials": 2})
+    assert answer.status_code == 202
+    found = conduct(federation, study)
+    assert (found["state"], found["done"], found["trials"]) == ("finished", 4, 4)
+    assert found["reports"][:2] == first["reports"]
+
+
+def _die(*_args: object) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_cancelled_search_cancels_its_runs(federation):
+    federation.with_model()
+    study = search(federation)
+    tasks.advance(federation.ctx, study)
+    answer = federation.user("DELETE", f"/studies/{study}")
+    assert answer.json()["state"] == "cancelled"
+    (trial,) = show(federation, study)["reports"]
+    assert federation.show(trial["run"])["state"] == "cancelled"
+    assert (
+        federation.user("POST", f"/studies/{study}/trials", json={"trials": 1}).status_code == 409
+    )
+
+
+def test_a_search_whose_trials_all_fail_ends_with_the_reason(federation):
+    federation.with_model()
+    for node in federation.nodes.values():
+        node.classes = ("cat", "dog")
+    study = search(federation, trials=50)
+    found = conduct(federation, study)
+    assert (found["state"], found["done"]) == ("failed", 3)
+    assert "labels" in found["reason"]
+
+
+def test_a_trial_waits_for_sites_that_are_in_another_run(federation):
+    federation.with_model()
+    run = federation.start(**{key: RUN[key] for key in ("aggregation",)})
+    study = search(federation, trials=1)
+    tasks.advance(federation.ctx, study)
+    assert show(federation, study)["reports"] == []
+    federation.run_out()
+    assert federation.show(run)["state"] == "finished"
+    assert conduct(federation, study)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run": {"model": "liver"}}, "liver"),
+        ({"run": {"rounds": 0}}, "at least one round"),
+        ({"parameters": {}}, "parameters"),
+        ({"parameters": {"training.colour": RATES["training.learning_rate"]}}, "colour"),
+        ({"parameters": {"nothing.rate": RATES["training.learning_rate"]}}, "nothing"),
+        (
+            {"parameters": {"training.learning_rate": {"kind": "float", "low": 0.1, "high": 99}}},
+            "learning_rate",
+        ),
+        (
+            {"parameters": {"training.learning_rate": {"kind": "float", "low": 2, "high": 1}}},
+            "low is below high",
+        ),
+        ({"parameters": RATES, "sampler": "grid"}, "grid"),
+        ({"groups": [["node-a"], ["node-a", "node-b"]]}, "two groups"),
+        ({"trials": 0}, "trials"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_any_trial(federation, changes, said):
+    federation.with_model()
+    answer = federation.user("POST", "/studies", json=body(**changes))
+    assert answer.status_code in (404, 422)
+    assert said in answer.text
+    assert federation.user("GET", "/studies").json()["studies"] == []
