@@ -19,8 +19,8 @@ from primia.ring import Window
 # next one is computed.
 BLOCK = 1 << 13
 
-# Images of a session, as for the other protocol.
-MAX_BATCH = 16
+# Images of a session: what an image takes is held for all of them at once.
+MAX_BATCH = 64
 
 CONVERSION, SIGN = "conversion", "sign"  # the two private comparisons of a gate
 
