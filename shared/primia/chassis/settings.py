@@ -81,7 +81,8 @@ class ServiceSettings(BaseSettings):
         if self.state_dir.exists() and stat.S_IMODE(self.state_dir.stat().st_mode) & 0o007:
             raise ValueError(f"{self.state_dir} is open to every user of this machine")
         if not supported(self.kernel):
-            raise ValueError("PRIMIA_KERNEL=native needs a processor with AES-NI; use auto")
+            needed = {"native": "a processor with AES-NI", "gpu": "an NVIDIA GPU and triton"}
+            raise ValueError(f"PRIMIA_KERNEL={self.kernel} needs {needed[self.kernel]}; use auto")
         return self
 
     def check_peer_url(self, variable: str, url: str) -> None:

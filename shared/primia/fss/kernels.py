@@ -2,6 +2,7 @@
 
     numpy    any machine: OpenSSL's AES, level by level over a block
     native   x86-64 with AES-NI: machine code made at first use; VAES and AVX-512 where they are
+    gpu      an NVIDIA GPU, by PyTorch and Triton
     auto     native where this machine can, else numpy
 
 A kernel's modules are imported when it is asked for: a party never loads a generator.
@@ -14,7 +15,7 @@ from typing import Literal
 from primia.fss.kernel import Evaluator, Generator
 from primia.fss.native import vector_words
 
-KernelName = Literal["auto", "numpy", "native"]
+KernelName = Literal["auto", "numpy", "native", "gpu"]
 
 
 def resolve(name: KernelName) -> KernelName:
@@ -25,11 +26,18 @@ def resolve(name: KernelName) -> KernelName:
 
 
 def supported(name: KernelName) -> bool:
-    return name != "native" or vector_words() > 0
+    """Whether this machine has what the kernel runs on."""
+    if name == "native":
+        return vector_words() > 0
+    if name == "gpu":
+        from primia.fss import gpu
+
+        return gpu.available()
+    return True
 
 
 def evaluator(name: KernelName = "auto", threads: int = 1) -> Evaluator:
-    """One a session. ``threads``: how many work on a block (numpy: always one).
+    """One a session. ``threads``: how many work on a block (native alone).
 
     Raises InvalidInput for ``native`` on a machine that it does not know.
     """
@@ -37,6 +45,10 @@ def evaluator(name: KernelName = "auto", threads: int = 1) -> Evaluator:
         from primia.fss.native_evaluation import NativeEvaluator
 
         return NativeEvaluator(threads)
+    if name == "gpu":
+        from primia.fss.gpu import GpuEvaluator
+
+        return GpuEvaluator()
     from primia.fss.evaluation import NumpyEvaluator
 
     return NumpyEvaluator()
@@ -48,6 +60,10 @@ def generator(name: KernelName = "auto", threads: int = 1) -> Generator:
         from primia.fss.native_generation import NativeGenerator
 
         return NativeGenerator(threads)
+    if name == "gpu":
+        from primia.fss.gpu import GpuGenerator
+
+        return GpuGenerator()
     from primia.fss.generation import NumpyGenerator
 
     return NumpyGenerator()
