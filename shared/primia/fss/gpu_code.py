@@ -5,7 +5,7 @@ in memory that every lane reads. ``SIZE``: comparisons of a program instance.
 """
 
 # Triton reads the annotations of its functions itself, and takes none but its own.
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 import triton
 import triton.language as tl
