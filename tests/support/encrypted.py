@@ -53,6 +53,7 @@ class InlineJobs:
         self._pool = ThreadPoolExecutor(4)
         self.held: set[str] = set()  # names of tasks that are lost on the way
         self.ran: list[str] = []
+        self.ended: list[str] = []
 
     def __call__(self, task: str, row_id: str, countdown: float = 0) -> None:
         if task not in self.held:
@@ -63,6 +64,7 @@ class InlineJobs:
         self.ran.append(task)
         with contextlib.suppress(BaseException):  # as Celery does: the row tells what happened
             self._service.tasks[task](self._worker, row_id)
+        self.ended.append(task)
 
     def sweep(self) -> None:
         for _, sweep in self._service.sweeps.values():

@@ -39,7 +39,7 @@ class Report:
     """Told of progress. ``opened``: identifiers to burn if this attempt breaks; ``go_on`` raises
     where the inference was cancelled or the process is to end; ``waits``: for what reason."""
 
-    opened: Callable[[str | None, str | None], None]
+    opened: Callable[[str, str | None], None]
     progress: Callable[[str, int, int, Cost], None]
     go_on: Callable[[], None]
     waits: Callable[[str], None]

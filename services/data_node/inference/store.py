@@ -17,6 +17,7 @@ from services.data_node.inference.domain import ENDED, State, move
 from services.data_node.tables import Base
 
 _OPEN = (State.QUEUED.value, State.RUNNING.value)
+_ENDED = tuple(state.value for state in ENDED)
 
 
 class Inference(LeaseMixin, Base):
@@ -118,6 +119,14 @@ def unfinished(session: Session, now: datetime, limit: int = 100) -> Sequence[st
     return session.scalars(query.order_by(Inference.created).limit(limit)).all()
 
 
+def unburned(session: Session, now: datetime, limit: int = 100) -> Sequence[str]:
+    """Ended inferences whose deal or session could not be burned yet."""
+    free = Inference.lease_until.is_(None) | (Inference.lease_until < now)
+    opened = Inference.deal.is_not(None) | Inference.session.is_not(None)
+    query = select(Inference.id).where(Inference.state.in_(_ENDED), opened, free)
+    return session.scalars(query.limit(limit)).all()
+
+
 def note(session: Session, row: Inference, kind: str, now: datetime) -> None:
     """Keep an event with the row's present status."""
     data = row.status().model_dump(mode="json")
@@ -125,19 +134,19 @@ def note(session: Session, row: Inference, kind: str, now: datetime) -> None:
 
 
 def end(session: Session, row: Inference, state: State, now: datetime, reason: str = "") -> None:
-    """Done, failed or cancelled: the images go, what was open is closed."""
+    """Done, failed or cancelled: the images go. What is still open stays named until it has been
+    burned; when it is done, nothing is open."""
     row.state = move(State(row.state), state).value
     row.reason, row.finished = reason[:2000], now
     row.pixels = None
-    row.deal = row.session = None
+    if state is State.DONE:
+        row.deal = row.session = None
     note(session, row, "state", now)
 
 
 def cancel(session: Session, row: Inference, now: datetime) -> None:
-    """Ended by its user; what is open stays named until it has been burned."""
-    opened = (row.deal, row.session)
+    """Ended by its user."""
     end(session, row, State.CANCELLED, now, "cancelled by a user")
-    row.deal, row.session = opened
 
 
 def is_ended(row: Inference) -> bool:

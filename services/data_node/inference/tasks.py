@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -10,12 +9,14 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
+from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
-from primia.errors import LocalError, PeerError, PrimiaError
+from primia.errors import LocalError, PeerError, PeerUnavailable, PrimiaError
 from primia.messages.inference import Cost, InferenceResult
 from services.data_node.inference import prefetch, store, streamed
 from services.data_node.inference.domain import (
@@ -59,16 +60,15 @@ def run(ctx: Context, inference_id: str) -> None:
         try:
             one_attempt = streamed.attempt if row.protocol == "securenn" else attempt
             values = one_attempt(ctx, row, _pixels(ctx, row), _report(ctx, inference_id, held))
-            _finish(ctx, inference_id, values)
+            _finish(ctx, inference_id, held, values)
         except _Stopped:
-            burn(ctx, inference_id)
+            _burn_own(ctx, inference_id, held)
         except PrimiaError as error:
-            burn(ctx, inference_id)
-            _broke(ctx, inference_id, error)
+            _broke(ctx, inference_id, held, error)
         except Exception as error:
             # Its text may quote values: its type alone is told.
-            burn(ctx, inference_id)
-            _broke(ctx, inference_id, LocalError(f"It failed here ({type(error).__name__})."))
+            told = LocalError(f"It failed here ({type(error).__name__}).")
+            _broke(ctx, inference_id, held, told)
             raise
 
 
@@ -102,12 +102,14 @@ def _pixels(ctx: Context, row: store.Inference) -> NDArray[np.uint8]:
 def _report(ctx: Context, inference_id: str, held: Held) -> Report:
     written = [0.0]
 
-    def opened(deal: str | None, session_id: str | None) -> None:
+    def opened(deal: str, session_id: str | None) -> None:
         with ctx.db.session() as session:
             row = store.find(session, inference_id, lock=True)
-            row.deal, row.session = deal, session_id
-            ended = store.is_ended(row)
-        if ended:
+            own, ended = row.lease_owner == held.owner, store.is_ended(row)
+            # Named even if it has ended, so that it is burned; else by nobody.
+            unnamed = _name(row, deal, session_id) if own else (deal, session_id)
+        _discard(ctx, *unnamed)
+        if ended or not own:
             raise _Stopped
 
     def progress(phase: str, step: int, steps: int, cost: Cost) -> None:
@@ -116,9 +118,7 @@ def _report(ctx: Context, inference_id: str, held: Held) -> Report:
             return
         written[0] = now
         with ctx.db.session() as session:
-            row = store.find(session, inference_id, lock=True)
-            if store.is_ended(row):
-                raise _Stopped
+            row = _own(session, inference_id, held)
             row.phase, row.step, row.steps = phase, step, steps or row.steps
             row.cost = cost.model_dump(mode="json")
             store.note(session, row, "progress", ctx.clock.now())
@@ -129,19 +129,33 @@ def _report(ctx: Context, inference_id: str, held: Held) -> Report:
 
     def waits(reason: str) -> None:
         with ctx.db.session() as session:
-            row = store.find(session, inference_id, lock=True)
-            if not store.is_ended(row):
-                row.reason = f"Waiting: {reason}"[:2000]
-                store.note(session, row, "waiting", ctx.clock.now())
+            row = _own(session, inference_id, held)
+            row.reason = f"Waiting: {reason}"[:2000]
+            store.note(session, row, "waiting", ctx.clock.now())
 
     return Report(opened, progress, go_on, waits)
 
 
-def _finish(ctx: Context, inference_id: str, values: Values) -> None:
+def _name(row: store.Inference, deal: str, session_id: str | None) -> tuple[str | None, str | None]:
+    """Keep what this attempt has opened, first the deal, then the session too. Returns what an
+    earlier one could not burn: its holder has just answered."""
+    old_session = row.session if session_id not in (None, row.session) else None
+    left = (row.deal if row.deal != deal else None, old_session)
+    row.deal, row.session = deal, session_id or row.session
+    return left
+
+
+def _own(session: Session, inference_id: str, held: Held) -> store.Inference:
+    """The row, to be changed; raises _Stopped where it has ended, or another worker holds it."""
+    row = store.find(session, inference_id, lock=True)
+    if store.is_ended(row) or row.lease_owner != held.owner:
+        raise _Stopped
+    return row
+
+
+def _finish(ctx: Context, inference_id: str, held: Held, values: Values) -> None:
     with ctx.db.session() as session:
-        row = store.find(session, inference_id, lock=True)
-        if store.is_ended(row):
-            raise _Stopped
+        row = _own(session, inference_id, held)
         status = row.status()
         found = predictions(values, status.result, status.images, row.model_served().card.classes)
         outcome = InferenceResult(
@@ -153,11 +167,12 @@ def _finish(ctx: Context, inference_id: str, values: Values) -> None:
     log.info("inference done", inference=inference_id, tries=row.tries)
 
 
-def _broke(ctx: Context, inference_id: str, error: PrimiaError) -> None:
-    """Try again later with a new deal, or give up with the reason."""
+def _broke(ctx: Context, inference_id: str, held: Held, error: PrimiaError) -> None:
+    """Burn it; try again later with a new deal, or give up with the reason."""
+    _burn_own(ctx, inference_id, held)
     with ctx.db.session() as session:
         row = store.find(session, inference_id, lock=True)
-        if store.is_ended(row):
+        if store.is_ended(row) or row.lease_owner != held.owner:
             return
         reason = str(error)
         # What is wrong on this side (the disk, the image) is not mended by another deal.
@@ -177,33 +192,61 @@ def _given_up(tries: int, reason: str) -> str:
     return f"Given up after {tries} attempts. The last one: {reason}"
 
 
+def _burn_own(ctx: Context, inference_id: str, held: Held) -> None:
+    """Burn, unless another worker has taken over: then what is named may be its own."""
+    with ctx.db.reading() as session:
+        own = store.find(session, inference_id).lease_owner == held.owner
+    if own:
+        burn(ctx, inference_id)
+
+
 def burn(ctx: Context, inference_id: str) -> None:
-    """Throw away what the row names as open: the session at the owner, the deal at the dealer."""
+    """Throw away what the row names as open. What cannot be reached stays named, for the next
+    attempt or the sweep to burn."""
     with ctx.db.reading() as session:
         row = store.find(session, inference_id)
-    if row.deal is None and row.session is None:
+    gone = _discard(ctx, row.deal, row.session)
+    if not gone:
         return
-    if row.session is not None:
-        with contextlib.suppress(PrimiaError):
-            owner(ctx).delete(f"/inference/sessions/{row.session}")
-    if row.deal is not None:
-        try:
-            dealer(ctx).delete(f"/deals/{row.deal}")
-        except PrimiaError as error:
-            # It expires at the dealer; it is not used here again in any case.
-            log.warning("a deal was not burned", deal=row.deal, detail=error.detail)
     with ctx.db.session() as session:
         current = store.find(session, inference_id, lock=True)
-        if current.deal == row.deal:
-            current.deal = current.session = None
+        if current.deal in gone:
+            current.deal = None
+        if current.session in gone:
+            current.session = None
+
+
+def _discard(ctx: Context, deal: str | None, session_id: str | None) -> set[str]:
+    """End the session at the owner, burn the deal at the dealer; those that are gone now."""
+    paths = []
+    if session_id is not None:
+        paths.append((session_id, owner(ctx), f"/inference/sessions/{session_id}"))
+    if deal is not None:
+        paths.append((deal, dealer(ctx), f"/deals/{deal}"))
+    return {name for name, peer, path in paths if _burned(peer, path)}
+
+
+def _burned(peer: PeerClient, path: str) -> bool:
+    try:
+        peer.delete(path)
+    except PeerUnavailable as error:
+        log.warning("not burned yet", path=path, detail=error.detail)
+        return False
+    except PrimiaError as error:  # it is not there any more, or not ours
+        log.warning("refused to burn", path=path, detail=error.detail)
+    return True
 
 
 def resend(ctx: Context) -> None:
-    """Take up inferences that nobody works on: a lost message, a dead worker."""
+    """Take up inferences that nobody works on: a lost message, a dead worker; burn what others
+    were not there to burn."""
     with ctx.db.reading() as session:
-        waiting = store.unfinished(session, ctx.clock.now())
+        now = ctx.clock.now()
+        waiting, unburned = store.unfinished(session, now), store.unburned(session, now)
     for inference_id in waiting:
         ctx.jobs.enqueue(RUN, inference_id)
+    for inference_id in unburned:
+        ctx.jobs.enqueue(BURN, inference_id)
 
 
 TASKS: Mapping[str, Task] = MappingProxyType({RUN: run, BURN: burn, prefetch.FETCH: prefetch.fetch})

@@ -12,6 +12,7 @@ from primia.mpc import oracle
 from primia.mpc.material import half_size
 from services.data_node.inference import run
 from services.data_node.inference import store as node_store
+from services.data_node.inference import tasks as node_tasks
 from services.model_owner.inference import sessions as owner_sessions
 from services.model_owner.inference.domain import SessionState
 from tests.support.contexts import Cast
@@ -315,6 +316,64 @@ def test_cancelling_stops_and_burns(grid, monkeypatch):
     wait_until(lambda: grid.sessions()[-1].state == SessionState.FAILED.value)
     assert grid.call("DELETE", NODE, f"/inference/{inference[0]}").status_code == 204
     assert grid.call("GET", NODE, f"/inference/{inference[0]}").status_code == 404
+
+
+def test_a_worker_that_was_taken_for_dead_changes_nothing_any_more(grid, monkeypatch):
+    """Another has taken its row over: it neither reports, nor burns what may be the other's."""
+    named = []
+
+    def take_over():
+        with grid[NODE].ctx.db.session() as session:
+            found = session.query(node_store.Inference).filter_by(state="running").one()
+            named.append((found.id, found.deal, found.session))
+            found.lease_owner, found.lease_until = "another", grid[NODE].ctx.clock.after(60)
+
+    interrupt(monkeypatch, 3, take_over)
+    grid[NODE].jobs.ended.clear()
+    grid.infer(IMAGES[0])
+    wait_until(lambda: named, what="the session's middle")
+    inference, deal, session_id = named[0]
+    path = f"/inference/sessions/{session_id}"
+    wait_until(lambda: "inference.run" in grid[NODE].jobs.ended, what="the first worker's end")
+    kept = row(grid, inference)
+    assert (kept.state, kept.deal, kept.session) == ("running", deal, session_id)
+    assert grid.call("GET", OWNER, path, who=NODE).json()["state"] in ("ready", "done")
+    with grid[NODE].ctx.db.session() as session:
+        found = node_store.find(session, inference, lock=True)
+        found.lease_until = None
+    grid[NODE].jobs.sweep()
+    status = grid.ended(inference)
+    assert (status["state"], status["attempts"]) == ("done", 2)
+
+
+@pytest.mark.parametrize("away", [OWNER, DEALER])
+def test_what_could_not_be_burned_is_burned_later(grid, monkeypatch, away):
+    known = set(grid.deals())
+    monkeypatch.setattr(node_tasks, "MAX_ATTEMPTS", 1)
+    unreachable = {"value": False}
+    original = node_tasks.PeerClient.delete
+
+    def delete(peer, path):
+        if unreachable["value"] and peer.name == away:
+            raise node_tasks.PeerUnavailable(f"{peer.name} cannot be reached.")
+        return original(peer, path)
+
+    def broken():
+        unreachable["value"] = True
+        raise run.UnexpectedMessage("It broke.")
+
+    monkeypatch.setattr(node_tasks.PeerClient, "delete", delete)
+    interrupt(monkeypatch, 2, broken)
+    inference = grid.infer(IMAGES[0]).json()["id"]
+    assert grid.ended(inference)["state"] == "failed"
+    kept = row(grid, inference)
+    assert (kept.deal is not None, kept.session is not None) == (away == DEALER, away == OWNER)
+    unreachable["value"] = False
+    grid[NODE].jobs.sweep()
+    wait_until(lambda: row(grid, inference).deal == row(grid, inference).session, what="burning")
+    assert row(grid, inference).deal is None
+    assert {state for deal, state in grid.deals().items() if deal not in known} == {"spent"}
+    assert grid.sessions()[-1].state == "failed"
 
 
 def test_a_lost_message_is_made_up_for(grid):
