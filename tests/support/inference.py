@@ -7,7 +7,7 @@ import numpy as np
 
 from primia.mpc.client import _ClientSide
 from primia.mpc.dealer import deal
-from primia.mpc.masks import image_mask
+from primia.mpc.masks import GateStreams, image_mask
 from primia.mpc.material import Half
 from primia.mpc.opening import write_opening
 from primia.mpc.operations import Convolution, Dense
@@ -104,6 +104,17 @@ class Session:
         side = Listening(PreparedOpening(self.plan, self.opening), half)
         list(walk(self.plan, self.batch, side, image_mask(half.seed, self.batch, self._shape)))
         return side.heard
+
+    def masks(self):
+        """r of the first payload of every gate, by layer and the gate's number there."""
+        seeds = [seed(self.root).derive(party) for party in ("p0", "p1")]
+        found = {}
+        for i, gate in enumerate(self.plan.gates()):
+            count = self.batch * gate.comparisons
+            halves = [GateStreams(half, i).words("r", count) for half in seeds]
+            number = sum(1 for layer, _ in found if layer == gate.layer)
+            found[gate.layer, number] = halves[0] + halves[1]
+        return found
 
     @property
     def _shape(self):

@@ -21,7 +21,7 @@ from primia.fss.kernels import generator as kernel
 from primia.mpc.masks import (
     GateStreams,
     below_sign,
-    compared,
+    compared_mask,
     image_mask,
     ones,
     result_mask,
@@ -179,13 +179,7 @@ def _widening(gate: Gate, r: Ring, r1: Ring, flag: Ring, p1: GateStreams) -> lis
 def _write_keys(
     gate: Gate, r: Ring, roots: tuple[Words, Words], generator: KeyGenerator, out: KeyBlock
 ) -> None:
-    """Keys of 1 xor msb(r') xor [x < low(r')]; r' = r, or (r >> coarse) + 1.
-
-    That + 1 makes a coarse comparison one-sided: the gate's bit is 1 only where the value is not
-    negative, on which the wrap term relies.
-    """
-    bits = compared(gate, r)
-    if gate.coarse:
-        bits = (bits + np.uint32(1)) & ones(gate.width - gate.coarse)
+    """Keys of 1 xor msb(r') xor [x < low(r')] with the compared bits r' of r."""
+    bits = compared_mask(gate, r)
     constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
     generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, out)

@@ -70,8 +70,19 @@ def window(op: Linear) -> Window | None:
 
 
 def compared(gate: Gate, values: Ring) -> Ring:
-    """The bits that a comparison looks at: all of Z_2^width but the coarse ones."""
-    return (values & ones(gate.width)) >> np.uint32(gate.coarse)
+    """The bits of opened values that a comparison looks at."""
+    return ((values + np.uint32(gate.centre)) & ones(gate.width)) >> np.uint32(gate.coarse)
+
+
+def compared_mask(gate: Gate, r: Ring) -> Ring:
+    """The same of their masks r: r, or (r >> coarse) + 1, so that the difference is rounded down.
+
+    Then a gate's bit is 1 only where the value (and ``centre``) is not negative.
+    """
+    if not gate.coarse:
+        return r & ones(gate.width)
+    rounded = ((r & ones(gate.width)) >> np.uint32(gate.coarse)) + np.uint32(1)
+    return rounded & ones(gate.width - gate.coarse)
 
 
 def below_sign(key: KeyShape, bits: Ring) -> Ring:

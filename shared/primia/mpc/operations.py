@@ -36,7 +36,8 @@ class Gate:
     """One nonlinear step: ``comparisons`` an image, one request of the session.
 
     Values of Z_2^width are compared with zero, all bits but the ``coarse`` lowest; what is selected
-    is ``widen``ed to Z_2^32, or stays in Z_2^width.
+    is ``widen``ed to Z_2^32, or stays in Z_2^width. With coarse > 0 a value near zero may fall to
+    the other side: from 0 to 2^coarse if it is widened, else within 2^(coarse - 1) of zero.
     ``payloads``: values selected by each comparison (2 in a tournament: the value and its index).
     """
 
@@ -51,6 +52,12 @@ class Gate:
     def key(self) -> KeyShape:
         """The sign bit is dealt apart; the key compares the bits below it."""
         return KeyShape(self.width - self.coarse - 1)
+
+    @property
+    def centre(self) -> int:
+        """What is added before the coarse bits are left out. Where a value is widened nothing may
+        be: no negative value may pass for a positive one."""
+        return 0 if self.widen or not self.coarse else 1 << (self.coarse - 1)
 
     @property
     def result_width(self) -> int:
@@ -206,8 +213,8 @@ class Relu:
 class MaxPool:
     """Separable maxima, along the rows and then the columns, in the ring of its input.
 
-    Padding positions are ignored. With ``coarse``, of two values that differ by less than 2^coarse
-    either may be chosen.
+    Padding positions are ignored. With ``coarse``, of two values that differ by 2^(coarse - 1) or
+    less either may be chosen.
     """
 
     kind: ClassVar[str] = "max_pool"

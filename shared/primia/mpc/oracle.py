@@ -1,9 +1,8 @@
 """The plan in plain integers: what the protocol must produce, and how near it came to overflow.
 
 One party's worth of cleartext arithmetic in int64, wrapped to the ring where the protocol wraps.
-Narrowing rounds to the nearest; given P1's share of the narrowed value it rounds as the parties do,
-and the whole evaluation is what they yield, bit for bit, if no gate is coarse: ReLU and the maxima
-are exact on narrowed values. (A coarse gate may take a value below 2^coarse for zero.)
+Narrowing rounds to the nearest and gates are exact; given P1's shares of the narrowed values and
+the masks of coarse gates both do as the parties do, and the evaluation is theirs, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia import fixed_point
+from primia.mpc import oracle_gates
 from primia.mpc.compile_maps import convolve, dense, max_pool, sum_pool
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.plan import (
@@ -35,6 +35,8 @@ from primia.mpc.plan import (
 Integers = NDArray[np.int64]
 # layer, shape -> P1's share of the value that a Narrow of this name reads, in [0, 2^32)
 Shares = Callable[[str, tuple[int, ...]], NDArray[Any]]
+# layer, number of its gate, shape -> that gate's mask r, in [0, 2^32)
+Masks = Callable[[str, int, tuple[int, ...]], NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,21 @@ class Evaluation:
         return np.asarray(np.argmax(self.scores, axis=1), np.int64)
 
 
+@dataclass(frozen=True)
+class Randomness:
+    """What the parties' randomness does to the result, where it is given."""
+
+    shares: Shares | None = None
+    masks: Masks | None = None
+
+    def share(self, op: Narrow, shape: tuple[int, ...]) -> NDArray[Any] | None:
+        return self.shares(op.layer, shape) if self.shares and op.low else None
+
+    def of_gates(self, op: Relu | MaxPool) -> oracle_gates.Masks | None:
+        masks = self.masks
+        return (lambda number, shape: masks(op.layer, number, shape)) if masks else None
+
+
 def encode(plan: Plan, images: NDArray[Any]) -> Integers:
     """Images (N, C, H, W) to fixed point, to the nearest unit of 2^-activation_bits."""
     return fixed_point.encode(images, plan.activation_bits).view(np.int32).astype(np.int64)
@@ -67,14 +84,17 @@ def decode_scores(plan: Plan, scores: Integers) -> NDArray[np.float64]:
 
 
 def evaluate(
-    model: CompiledModel, images: NDArray[Any], shares: Shares | None = None
+    model: CompiledModel,
+    images: NDArray[Any],
+    shares: Shares | None = None,
+    masks: Masks | None = None,
 ) -> Evaluation:
     """Run encoded images (N, C, H, W), integers, through the plan."""
     values: list[Integers] = [np.asarray(images, np.int64)]
     peaks: dict[str, float] = {}
     for op, width in zip(model.plan.ops, model.plan.widths()[1:], strict=True):
         inputs = [values[source] for source in op.sources]
-        exact = _operation(op, inputs, model, shares)
+        exact = _operation(op, inputs, model, Randomness(shares, masks))
         peaks[op.layer] = _peak(op, inputs[0], exact) / 2.0 ** (width - 1)
         values.append(to_ring(exact, width))
     if model.plan.result == "label":
@@ -84,8 +104,7 @@ def evaluate(
 
 def to_ring(exact: Integers, width: int = RING_BITS) -> Integers:
     """The signed representative in [-2^(width - 1), 2^(width - 1))."""
-    half = 1 << (width - 1)
-    return np.asarray((exact + half) % (1 << width) - half)
+    return oracle_gates.signed(exact, width)
 
 
 def narrow(y: Integers, low: int, share: NDArray[Any] | None = None) -> Integers:
@@ -102,17 +121,17 @@ def narrow(y: Integers, low: int, share: NDArray[Any] | None = None) -> Integers
 
 
 def _operation(
-    op: Operation, inputs: list[Integers], model: CompiledModel, shares: Shares | None
+    op: Operation, inputs: list[Integers], model: CompiledModel, given: Randomness
 ) -> Integers:
     x = inputs[0]
     if isinstance(op, Convolution | Dense):
         return _linear(op, x, model)
     if isinstance(op, Narrow):
-        return narrow(x, op.low, shares(op.layer, x.shape) if shares and op.low else None)
+        return narrow(x, op.low, given.share(op, x.shape))
     if isinstance(op, Relu):
-        return np.maximum(x, 0)
+        return oracle_gates.relu(x, op, model.plan.widths()[op.source], given.of_gates(op))
     if isinstance(op, MaxPool):
-        return max_pool(x, op.kernel, op.stride, op.padding)
+        return oracle_gates.maxima(x, op, model.plan.widths()[op.source], given.of_gates(op))
     if isinstance(op, SumPool):
         return sum_pool(x, op.kernel, op.stride, op.padding)
     if isinstance(op, Add):

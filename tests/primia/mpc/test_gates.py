@@ -90,20 +90,32 @@ def test_what_stands_above_the_width_means_nothing():
     np.testing.assert_array_equal(result, np.maximum(y, 0))
 
 
-@pytest.mark.parametrize(("width", "coarse"), [(17, 3), (32, 13), (14, 12), (9, 1)])
-@pytest.mark.parametrize("widen", [False, True])
-def test_a_coarse_comparison_may_lose_small_values_only(width, coarse, widen):
-    if widen and width == 32:
-        return  # there is nothing wider
+@pytest.mark.parametrize(("width", "coarse"), [(17, 3), (31, 13), (14, 12), (9, 1)])
+def test_a_coarse_widening_may_lose_small_positive_values_only(width, coarse):
     count = BLOCK + 77
     low = (1 << coarse) - (1 << (width - 1))  # below, the rounding wraps around
     y = np.maximum(samples(count, width), low)
-    (result,) = select(Gate("relu", count, width, widen, coarse), y)
+    (result,) = select(Gate("relu", count, width, True, coarse), y)
     exact = np.maximum(y, 0)
     big = (y < 0) | (y >= 1 << coarse)
     np.testing.assert_array_equal(result[big], exact[big])
     assert ((result == exact) | (result == 0)).all()
     assert (result != exact).any(), "some small value was taken for zero"
+
+
+@pytest.mark.parametrize(("width", "coarse"), [(17, 3), (32, 13), (14, 11), (9, 2)])
+def test_a_coarse_choice_within_a_ring_may_go_wrong_near_zero_on_either_side(width, coarse):
+    count, half = BLOCK + 77, 1 << (coarse - 1)
+    border = (1 << (width - 1)) - half
+    y = np.clip(samples(count, width), half - border, border - 1)
+    (result,) = select(Gate("max", count, width, coarse=coarse), y)
+    exact = np.maximum(y, 0)
+    big = (y < -half) | (y >= half)
+    np.testing.assert_array_equal(result[big], exact[big])
+    assert ((result == y) | (result == 0)).all()
+    wrong = y[result != exact]
+    assert (wrong >= 0).any()
+    assert (wrong < 0).any()
 
 
 def test_tiny_negatives_never_come_out_of_a_coarse_comparison():
