@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -14,14 +15,15 @@ import pytest
 import torch
 
 from primia.chassis.identity import Identity
-from primia.errors import PeerRefused
+from primia.errors import PeerRefused, Unavailable
 from primia.grid import layout
 from primia.grid.processes import up
 from primia.learning import images
+from primia.learning.calibration import pack
 from primia.learning.layout import read_state
 from primia.learning.models import load_model, spec_layout
-from primia.messages.inference import Protocol, ServeRequest
-from tests.support.grid import CLASSES, World
+from primia.messages.inference import Accuracy, Protocol, ServeRequest
+from tests.support.grid import CLASSES, SIDE, World, draw_images
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -202,3 +204,44 @@ def test_the_command_line(sqlite_world: World, small: str):
     nowhere = primia("dataset", "add", "x", "/etc", "--node", "hospital-a")
     assert nowhere.returncode == 1
     assert len(nowhere.stderr.strip().splitlines()) == 1
+
+
+def test_calibrated_windows_take_half_the_material(
+    sqlite_world: World, resnet: str, tmp_path: Path
+):
+    """The owner calibrates on images of its own; the node asks for it and hears how it agrees."""
+    world, node = sqlite_world, sqlite_world.nodes["hospital-a"]
+    own = tmp_path / "own"
+    draw_images(own, 77, each=8)
+    pixels = np.stack([images.load(file, SIDE, 1) for file in sorted(own.rglob("*.png"))])
+    world.owner.calibrate(resnet, 1, pack(pixels))
+    wanted = ServeRequest(results=("scores",), accuracies=("calibrated",), stock=0)
+    world.owner.serve(resnet, 1, wanted)
+    servings = world.owner.wait_served(resnet, 1).servings
+    (serving,) = [s for s in servings if s.accuracy == "calibrated"]
+    assert serving.agreement is not None
+    assert serving.agreement.images == 6
+    assert serving.agreement.largest_difference < 0.05
+    files = pictures(world, 1)
+    costs = {}
+    for accuracy in get_args(Accuracy):
+        job = node.infer(files, resnet, 1, "scores", accuracy=accuracy)
+        status = node.wait_inference(job.id)
+        assert (status.state, status.accuracy) == ("done", accuracy), status.reason
+        costs[accuracy] = status.cost
+        (prediction,) = node.result(job.id).predictions
+        found = np.array([(prediction.scores or {})[name] for name in CLASSES])
+        plain = plain_logits(world, resnet, files, tmp_path)[0]
+        assert np.abs(found - plain).max() < (0.05 if accuracy == "calibrated" else 0.01)
+    assert status.agreement == serving.agreement
+    assert costs["calibrated"].online_bytes < costs["exact"].online_bytes
+    with pytest.raises(PeerRefused, match="SecureNN compares whole values"):
+        node.infer(files, resnet, 1, "scores", "securenn", "calibrated")
+
+
+def test_windows_without_images_are_refused_with_what_to_do(sqlite_world: World):
+    world = sqlite_world
+    model = world.model("unmeasured", "small_cnn")
+    world.owner.serve(model, 1, ServeRequest(results=("label",), accuracies=("calibrated",)))
+    with pytest.raises(Unavailable, match=r"windows need images .* `primia models calibrate`"):
+        world.owner.wait_served(model, 1)

@@ -42,6 +42,7 @@ _FORM: dict[str, Any] = {
         "version": {"type": "integer", "minimum": 1},
         "result": {"type": "string", "enum": ["scores", "label"], "default": "label"},
         "protocol": {"type": "string", "enum": ["fss", "securenn"], "default": "fss"},
+        "accuracy": {"type": "string", "enum": ["exact", "calibrated"], "default": "exact"},
         "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
     },
 }
@@ -90,7 +91,10 @@ async def create(request: Request, user: User, ctx: Ctx, response: Response) -> 
 
 def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
     wanted = asked.wanted
-    model, plan = choose(served_models(ctx).models, wanted.model, wanted.version, wanted.result)
+    kind = wanted.result, wanted.accuracy
+    model, plan = choose(served_models(ctx).models, wanted.model, wanted.version, *kind)
+    if wanted.protocol == "securenn" and wanted.accuracy != "exact":
+        raise InvalidInput("SecureNN compares whole values.", hint="Ask for accuracy 'exact'.")
     pixels = upload.pixels(asked.pictures, model.card)
     inference_id = fresh_bytes(16).hex()
     chosen = ServedModel(card=model.card, plans=(plan,))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia.errors import Conflict, MalformedMessage, NotFound
-from primia.messages.inference import Prediction, Result, ServedModel, ServedPlan
+from primia.messages.inference import Accuracy, Prediction, Result, ServedModel, ServedPlan
 
 # Every attempt takes a new deal: what broke is burned.
 MAX_ATTEMPTS = 4
@@ -49,7 +49,11 @@ def retry_seconds(attempts: int) -> float:
 
 
 def choose(
-    models: Iterable[ServedModel], name: str, version: int | None, result: Result
+    models: Iterable[ServedModel],
+    name: str,
+    version: int | None,
+    result: Result,
+    accuracy: Accuracy = "exact",
 ) -> tuple[ServedModel, ServedPlan]:
     """The model as asked for, the newest version where none is; raises NotFound naming what is."""
     named = [model for model in models if model.card.name == name]
@@ -58,13 +62,19 @@ def choose(
     fitting = [model for model in named if version in (None, model.card.version)]
     for model in sorted(fitting, key=lambda found: -found.card.version):
         for plan in model.plans:
-            if plan.result == result:
+            if (plan.result, plan.accuracy) == (result, accuracy):
                 return model, plan
     offered = ", ".join(
-        sorted(f"version {m.card.version} ({plan.result})" for m in named for plan in m.plans)
+        sorted(
+            f"version {m.card.version} ({plan.result}, {plan.accuracy})"
+            for m in named
+            for plan in m.plans
+        )
     )
     wanted = "" if version is None else f"version {version} of "
-    raise NotFound(f"{wanted}{name} is not served with the result {result}; served: {offered}.")
+    raise NotFound(
+        f"{wanted}{name} is not served with the result {result}, {accuracy}; served: {offered}."
+    )
 
 
 def predictions(

@@ -71,7 +71,7 @@ def _base(model: ServedModel) -> str:
 
 def _read_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> tuple[Plan, int]:
     """The verified plan, and the bytes that came for it."""
-    path, params = f"{_base(model)}/plan", {"result": wanted.result}
+    path, params = f"{_base(model)}/plan", {"result": wanted.result, "accuracy": wanted.accuracy}
     answer = owner(ctx).request("GET", path, params=params)
     if len(answer.content) > MAX_PLAN_BYTES:
         raise MalformedMessage("The model owner's plan is over the size limit.")
@@ -98,7 +98,9 @@ def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
         ctx.files.require(size)
         partial = path.with_name(f"{path.name}.partial")
         partial.unlink(missing_ok=True)
-        owner(ctx).download(f"{base}/opening?result={wanted.result}", partial, size)
+        owner(ctx).download(
+            f"{base}/opening?result={wanted.result}&accuracy={wanted.accuracy}", partial, size
+        )
         partial.replace(path)
         fetched = size
     data = path.read_bytes()

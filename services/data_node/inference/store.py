@@ -68,6 +68,8 @@ class Inference(LeaseMixin, Base):
                 "version": self.version,
                 "result": self.result,
                 "protocol": self.protocol,
+                "accuracy": self.plan().accuracy,
+                "agreement": self.plan().agreement,
                 "images": tuple(self.images),
                 "state": self.state,
                 "phase": self.phase,

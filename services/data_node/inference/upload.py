@@ -20,7 +20,7 @@ from primia.learning.datasets import safe_path
 from primia.learning.images import decode, read_bytes
 from primia.learning.spec import describe
 from primia.messages.common import Message, ModelCard, Name
-from primia.messages.inference import MAX_BATCH, InferenceRequest, Protocol, Result
+from primia.messages.inference import MAX_BATCH, Accuracy, InferenceRequest, Protocol, Result
 from services.data_node.datasets import store as datasets
 
 _MAX_NAME = 128
@@ -43,6 +43,7 @@ class Wanted(Message):
     version: int | None = Field(default=None, ge=1)
     result: Result = "label"
     protocol: Protocol = "fss"
+    accuracy: Accuracy = "exact"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class _InMemory(MultiPartParser):
 
 
 async def read_upload(request: Request, max_image_bytes: int, max_batch: int) -> Asked:
-    """A multipart form: ``model``, ``version``, ``result``, ``protocol``; ``images``, one or more.
+    """A multipart form: ``model``, ``version``, ``result``, ``protocol``, ``accuracy``;
+    ``images``, one or more.
 
     Raises TooLarge while it is read, InvalidInput naming the field at fault.
     """
@@ -70,7 +72,7 @@ async def read_upload(request: Request, max_image_bytes: int, max_batch: int) ->
         _bounded(request, limit),
         limit=limit,
         max_files=min(max_batch, MAX_BATCH),
-        max_fields=4,
+        max_fields=len(Wanted.model_fields),
     )
     try:
         form = await parser.parse()
@@ -142,10 +144,8 @@ def from_dataset(ctx: Context, asked: InferenceRequest) -> Asked:
         if path not in known:
             raise InvalidInput(f"The data set {row.name} has no image {path!r}.")
         pictures.append(Picture(path, read_bytes(safe_path(root, path))))
-    wanted = Wanted(
-        model=asked.model, version=asked.version, result=asked.result, protocol=asked.protocol
-    )
-    return Asked(wanted, tuple(pictures))
+    shared = {name: getattr(asked, name) for name in Wanted.model_fields}
+    return Asked(Wanted(**shared), tuple(pictures))
 
 
 def pixels(pictures: tuple[Picture, ...], card: ModelCard) -> NDArray[np.uint8]:

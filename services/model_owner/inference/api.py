@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Response
@@ -25,7 +26,11 @@ _EXAMPLES = {
     "both": {
         "summary": "Scores and labels, two deals of one image ahead",
         "value": {"results": ["scores", "label"], "stock": 2, "batch": 1},
-    }
+    },
+    "calibrated": {
+        "summary": "Labels with narrow windows: less than half the material (needs calibration)",
+        "value": {"results": ["label"], "accuracies": ["exact", "calibrated"], "stock": 4},
+    },
 }
 
 
@@ -43,12 +48,12 @@ def serve(
     ctx: Ctx,
     response: Response,
 ) -> Servings:
-    """One row for each kind of result; of a version that is served, this renews the stock. A model
-    that cannot be compiled is refused in its row, naming the layer."""
+    """One row for each kind of result and accuracy; of a version that is served, this renews the
+    stock. A model that cannot be compiled is refused in its row, naming the layer."""
     with ctx.db.session() as session:
         row = registry.ready_version(session, name, version)
-        for result in dict.fromkeys(wanted.results):
-            serving.ask(ctx, session, row, result, wanted.stock, wanted.batch)
+        for kind in dict.fromkeys(product(wanted.results, wanted.accuracies)):
+            serving.ask(ctx, session, row, kind, wanted.stock, wanted.batch)
         found = _servings(store.servings(session, name, version))
     response.headers["Location"] = f"/models/{name}/versions/{version}/serve"
     return found

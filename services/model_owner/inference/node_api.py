@@ -22,6 +22,7 @@ from primia.messages.common import Id, ModelCard, Name
 from primia.messages.inference import (
     MAX_SERVED,
     OCTETS,
+    Accuracy,
     Result,
     ServedModel,
     ServedModels,
@@ -97,6 +98,8 @@ def _plan(row: store.CompiledPlanRow) -> ServedPlan:
         {
             "plan": row.id,
             "result": row.result,
+            "accuracy": row.accuracy,
+            "agreement": row.agreement,
             "digest": row.digest,
             "opening_bytes": row.opening_bytes,
             "opening_sha256": row.opening_sha256,
@@ -105,12 +108,14 @@ def _plan(row: store.CompiledPlanRow) -> ServedPlan:
     )
 
 
-def _find(ctx: Context, name: str, version: int, result: Result) -> store.CompiledPlanRow:
+def _find(
+    ctx: Context, name: str, version: int, result: Result, accuracy: Accuracy
+) -> store.CompiledPlanRow:
     with ctx.db.reading() as session:
-        row = store.serving_of(session, name, version, result)
+        row = store.serving_of(session, name, version, result, accuracy)
     if row is None or row.state != ServingState.SERVING.value:
         raise NotFound(
-            f"Version {version} of {name} is not served with the result {result}.",
+            f"Version {version} of {name} is not served with the result {result}, {accuracy}.",
             hint="GET /inference/models lists what is served.",
         )
     return row
@@ -125,8 +130,15 @@ def _find(ctx: Context, name: str, version: int, result: Result) -> store.Compil
         **responses(404, 422),
     },
 )
-def plan(name: Name, version: Number, result: Result, _node: Node, ctx: Ctx) -> Response:
-    row = _find(ctx, name, version, result)
+def plan(
+    name: Name,
+    version: Number,
+    result: Result,
+    _node: Node,
+    ctx: Ctx,
+    accuracy: Accuracy = "exact",
+) -> Response:
+    row = _find(ctx, name, version, result, accuracy)
     return Response(row.document, media_type="application/json")
 
 
@@ -136,9 +148,16 @@ def plan(name: Name, version: Number, result: Result, _node: Node, ctx: Ctx) -> 
     response_class=FileResponse,
     responses={**_BINARY, **responses(404, 422)},
 )
-def opening(name: Name, version: Number, result: Result, _node: Node, ctx: Ctx) -> FileResponse:
+def opening(
+    name: Name,
+    version: Number,
+    result: Result,
+    _node: Node,
+    ctx: Ctx,
+    accuracy: Accuracy = "exact",
+) -> FileResponse:
     """Resumable with a Range header; uniform to whoever has it."""
-    row = _find(ctx, name, version, result)
+    row = _find(ctx, name, version, result, accuracy)
     return LargeFile(models.opening_path(ctx.files, row.id), media_type=OCTETS)
 
 

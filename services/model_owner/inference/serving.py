@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy.orm import Session
 
@@ -13,7 +14,7 @@ from primia.chassis.leases import lease
 from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
 from primia.errors import MalformedMessage, PeerUnavailable, PrimiaError, Unavailable
-from primia.messages.inference import MaskSeed, PlanOffer, Result
+from primia.messages.inference import Accuracy, Agreement, MaskSeed, PlanOffer, Result
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.opening import write_opening
 from primia.prg import SEED_BYTES, Seed, fresh_bytes
@@ -34,10 +35,15 @@ def dealer(ctx: Context) -> PeerClient:
 
 
 def ask(
-    ctx: Context, session: Session, version: ModelVersion, result: Result, stock: int, batch: int
+    ctx: Context,
+    session: Session,
+    version: ModelVersion,
+    kind: tuple[Result, Accuracy],
+    stock: int,
+    batch: int,
 ) -> store.CompiledPlanRow:
-    """The row of this version and result; a new one where there is none that lives."""
-    row = store.serving_of(session, version.model, version.version, result, lock=True)
+    """The row of this version and kind; a new one where there is none that lives."""
+    row = store.serving_of(session, version.model, version.version, *kind, lock=True)
     ended = (ServingState.FAILED.value, ServingState.WITHDRAWN.value)
     if row is not None and row.state in ended:
         session.delete(row)
@@ -48,7 +54,8 @@ def ask(
             id=fresh_bytes(16).hex(),
             model=version.model,
             version=version.version,
-            result=result,
+            result=kind[0],
+            accuracy=kind[1],
             state=ServingState.QUEUED.value,
             created=ctx.clock.now(),
         )
@@ -88,7 +95,7 @@ class _Opening:
 
 
 def _publish(ctx: Context, row: store.CompiledPlanRow) -> None:
-    compiled = _compiled(ctx, row)
+    compiled, agreement = _compiled(ctx, row)
     row.document = compiled.plan.to_json().decode()
     row.digest = compiled.plan.digest().hex()
     _offer(ctx, row)
@@ -100,19 +107,21 @@ def _publish(ctx: Context, row: store.CompiledPlanRow) -> None:
         if current.state != ServingState.COMPILING.value:  # withdrawn meanwhile
             return
         current.advance(ServingEvent.PUBLISH)
+        current.agreement = agreement.model_dump() if agreement else None
         current.document, current.digest = row.document, row.digest
         current.opening_bytes, current.opening_sha256 = opening.size, opening.sha256
     log.info("model served", model=row.model, version=row.version, result=row.result)
 
 
-def _compiled(ctx: Context, row: store.CompiledPlanRow) -> CompiledModel:
+def _compiled(ctx: Context, row: store.CompiledPlanRow) -> tuple[CompiledModel, Agreement | None]:
     # torch stays out of the processes that only import the routes.
     from services.model_owner.inference.compiling import compile_version
 
     with ctx.db.reading() as session:
         version = registry.ready_version(session, row.model, row.version)
         spec = registry.spec_at(registry.find_model(session, row.model), version)
-    return compile_version(ctx.files, version.id, spec, row.result, ctx.settings.threads)
+    kind = cast(Result, row.result), cast(Accuracy, row.accuracy)
+    return compile_version(ctx.files, version.id, spec, kind, ctx.settings.threads)
 
 
 def _offer(ctx: Context, row: store.CompiledPlanRow) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, Index, LargeBinary, String, Text, UniqueConstraint, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from primia.chassis.db import UtcDateTime
+from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import NotFound
 from services.model_owner.inference.domain import (
@@ -26,19 +27,21 @@ _LIVE = tuple(state.value for state in LIVE_SESSIONS)
 
 
 class CompiledPlanRow(LeaseMixin, Base):
-    """A model version compiled for one result. ``id`` names it at the crypto provider.
+    """A model version compiled for one result and accuracy. ``id`` names it at the crypto provider.
 
     ``document``: the plan's canonical JSON. Files in the state directory, by id: the compiled
     weights and the opening E = W - A.
     """
 
     __tablename__ = "compiled_plans"
-    __table_args__ = (UniqueConstraint("model", "version", "result"),)
+    __table_args__ = (UniqueConstraint("model", "version", "result", "accuracy"),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     model: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
     result: Mapped[str] = mapped_column(String(8))
+    accuracy: Mapped[str] = mapped_column(String(12))
+    agreement: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(String(2000), default="")
     stock: Mapped[int]
@@ -91,12 +94,13 @@ def serving(session: Session, plan_id: str, *, lock: bool = False) -> CompiledPl
 
 
 def serving_of(
-    session: Session, model: str, version: int, result: str, *, lock: bool = False
+    session: Session, model: str, version: int, result: str, accuracy: str, *, lock: bool = False
 ) -> CompiledPlanRow | None:
     query = select(CompiledPlanRow).where(
         CompiledPlanRow.model == model,
         CompiledPlanRow.version == version,
         CompiledPlanRow.result == result,
+        CompiledPlanRow.accuracy == accuracy,
     )
     return session.scalars(query.with_for_update() if lock else query).first()
 
@@ -105,7 +109,7 @@ def servings(session: Session, model: str, version: int, *, lock: bool = False) 
     query = (
         select(CompiledPlanRow)
         .where(CompiledPlanRow.model == model, CompiledPlanRow.version == version)
-        .order_by(CompiledPlanRow.result)
+        .order_by(CompiledPlanRow.result, CompiledPlanRow.accuracy.desc())
     )
     return session.scalars(query.with_for_update() if lock else query).all()
 
@@ -115,7 +119,12 @@ def served(session: Session, limit: int) -> Rows:
     return session.scalars(
         select(CompiledPlanRow)
         .where(CompiledPlanRow.state == ServingState.SERVING.value)
-        .order_by(CompiledPlanRow.model, CompiledPlanRow.version.desc(), CompiledPlanRow.result)
+        .order_by(
+            CompiledPlanRow.model,
+            CompiledPlanRow.version.desc(),
+            CompiledPlanRow.result,
+            CompiledPlanRow.accuracy.desc(),
+        )
         .limit(limit)
     ).all()
 

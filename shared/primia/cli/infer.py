@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import RenderableType
@@ -13,7 +13,7 @@ from primia.cli.dataset import Node
 from primia.cli.output import Format, FormatOption
 from primia.cli.watch import watch_inference
 from primia.errors import InvalidInput, Unavailable
-from primia.messages.inference import InferenceResult, InferenceStatus, Protocol, Result
+from primia.messages.inference import Accuracy, InferenceResult, InferenceStatus, Protocol, Result
 
 
 @output.guarded
@@ -23,21 +23,33 @@ def infer(
     version: int | None = None,
     result: Annotated[str, typer.Option(help="label or scores")] = "label",
     protocol: Annotated[str, typer.Option(help="fss, or securenn (the baseline)")] = "fss",
+    accuracy: Annotated[str, typer.Option(help="exact, or calibrated (less material)")] = "exact",
     node: Node = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Classify images: the owner does not see them, this node does not see the model."""
-    if result not in ("label", "scores"):
-        raise InvalidInput(f"There is no result {result}.", hint="It is label or scores.")
-    if protocol not in ("fss", "securenn"):
-        raise InvalidInput(f"There is no protocol {protocol}.", hint="It is fss or securenn.")
+    _check("result", result, get_args(Result))
+    _check("protocol", protocol, get_args(Protocol))
+    _check("accuracy", accuracy, get_args(Accuracy))
     client = profile.load().data_node(node)
-    job = client.infer(images, model, version, cast(Result, result), cast(Protocol, protocol))
+    job = client.infer(
+        images,
+        model,
+        version,
+        cast(Result, result),
+        cast(Protocol, protocol),
+        cast(Accuracy, accuracy),
+    )
     status = watch_inference(client, job.id, quiet=form is Format.JSON)
     if status.state != "done":
         raise Unavailable(f"The inference was not done: {status.reason or status.state}")
     found = client.result(job.id)
     output.show(found, form, lambda: _table(found, status))
+
+
+def _check(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise InvalidInput(f"There is no {what} {given}.", hint=f"It is {' or '.join(known)}.")
 
 
 def _table(found: InferenceResult, status: InferenceStatus) -> RenderableType:

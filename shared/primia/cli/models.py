@@ -15,7 +15,7 @@ from primia.errors import InvalidInput
 from primia.learning import images
 from primia.learning.calibration import MAX_IMAGES, pack
 from primia.learning.layout import write_state
-from primia.messages.inference import ServeRequest
+from primia.messages.inference import Accuracy, ServeRequest, Serving
 from primia.messages.registry import NewModel
 
 app = typer.Typer(no_args_is_help=True)
@@ -122,15 +122,35 @@ def calibrate(
 @app.command()
 @output.guarded
 def serve(
-    name: str, version: int, stock: int = 1, batch: int = 1, form: FormatOption = Format.TABLE
+    name: str,
+    version: int,
+    stock: int = 1,
+    batch: int = 1,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="also with narrow windows (after calibrate)")
+    ] = False,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Compile a version for encrypted inference and offer it to the data nodes."""
     owner = profile.load().model_owner()
-    owner.serve(name, version, ServeRequest(stock=stock, batch=batch))
+    accuracies: tuple[Accuracy, ...] = ("exact", "calibrated") if calibrated else ("exact",)
+    owner.serve(name, version, ServeRequest(stock=stock, batch=batch, accuracies=accuracies))
     found = owner.wait_served(name, version)
-    lines = [(s.result, s.state, s.stock, s.batch) for s in found.servings]
-    columns = ("result", "state", "stock", "batch")
+    lines = [
+        (s.result, s.accuracy, s.state, s.stock, s.batch, _agreement(s)) for s in found.servings
+    ]
+    columns = ("result", "accuracy", "state", "stock", "batch", "agreement with the float model")
     output.show(found, form, lambda: output.rows(f"{name} version {version}", columns, lines))
+
+
+def _agreement(serving: Serving) -> str:
+    found = serving.agreement
+    if found is None:
+        return "not measured"
+    return (
+        f"{found.same_labels:.1%} of {found.images} labels, logits within "
+        f"{found.largest_difference:.4f}"
+    )
 
 
 @app.command()

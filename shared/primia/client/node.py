@@ -12,6 +12,7 @@ from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import InvalidInput
 from primia.messages.inference import (
+    Accuracy,
     InferenceList,
     InferenceResult,
     InferenceStatus,
@@ -73,9 +74,11 @@ class DataNode(Connection):
         version: int | None = None,
         result: Result = "label",
         protocol: Protocol = "fss",
+        accuracy: Accuracy = "exact",
     ) -> InferenceStatus:
         """Ask for an encrypted classification of image files; returns at once."""
-        fields: dict[str, str] = {"model": model, "result": result, "protocol": protocol}
+        fields: dict[str, str] = {"model": model, "result": result}
+        fields |= {"protocol": protocol, "accuracy": accuracy}
         if version is not None:
             fields["version"] = str(version)
         files = [("images", (path.name, _image(path))) for path in images]

@@ -31,6 +31,9 @@ SESSION_TOKEN_HEADER = "X-Primia-Session"  # noqa: S105 - the header's name, not
 Result = Literal["scores", "label"]
 # fss: the crypto provider deals beforehand. securenn: it takes part online (the baseline).
 Protocol = Literal["fss", "securenn"]
+# exact: comparisons over all that the ring holds. calibrated: over windows that the owner's images
+# showed to suffice: less than half the material, a little less exact.
+Accuracy = Literal["exact", "calibrated"]
 Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 Reason = Annotated[str, StringConstraints(max_length=2000)]
 
@@ -117,6 +120,15 @@ class Deal(Message):
 
 # -- model owner: what is served ---------------------------------------------------------------
 
+
+class Agreement(Message):
+    """Of the compiled plan with the float model, on calibration images that calibrated nothing."""
+
+    images: int = Field(ge=1)
+    same_labels: float = Field(ge=0, le=1, description="share of the images")
+    largest_difference: float = Field(ge=0, description="of a logit")
+
+
 ServingState = Literal["queued", "compiling", "serving", "failed", "withdrawn"]
 
 
@@ -124,6 +136,7 @@ class ServeRequest(Message):
     """POST /models/{name}/versions/{version}/serve"""
 
     results: tuple[Result, ...] = Field(default=("scores", "label"), min_length=1, max_length=2)
+    accuracies: tuple[Accuracy, ...] = Field(default=("exact",), min_length=1, max_length=2)
     stock: int = Field(default=1, ge=0, le=MAX_STOCK)
     batch: Batch = 1
 
@@ -135,6 +148,8 @@ class Serving(Message):
     model: Name
     version: int = Field(ge=1)
     result: Result
+    accuracy: Accuracy = "exact"
+    agreement: Agreement | None = None
     state: ServingState
     stock: int = Field(ge=0, le=MAX_STOCK)
     batch: Batch
@@ -151,6 +166,8 @@ class ServedPlan(Message):
 
     plan: Id
     result: Result
+    accuracy: Accuracy = "exact"
+    agreement: Agreement | None = None
     digest: Digest
     opening_bytes: int = Field(ge=0)
     opening_sha256: Digest
@@ -159,7 +176,7 @@ class ServedPlan(Message):
 
 class ServedModel(Message):
     card: ModelCard
-    plans: tuple[ServedPlan, ...] = Field(min_length=1, max_length=2)
+    plans: tuple[ServedPlan, ...] = Field(min_length=1, max_length=4)
 
 
 class ServedModels(Message):
@@ -208,6 +225,7 @@ class InferenceRequest(Message):
     )
     result: Result = "label"
     protocol: Protocol = "fss"
+    accuracy: Accuracy = "exact"
     dataset: Name
     images: tuple[Annotated[str, StringConstraints(min_length=1, max_length=512)], ...] = Field(
         min_length=1, max_length=MAX_BATCH
@@ -235,6 +253,8 @@ class InferenceStatus(Message):
     version: int | None = Field(default=None, ge=1)
     result: Result
     protocol: Protocol = "fss"
+    accuracy: Accuracy = "exact"
+    agreement: Agreement | None = None
     images: tuple[str, ...] = Field(max_length=MAX_BATCH)
     state: InferenceState
     phase: str = Field(default="", max_length=32)

@@ -64,7 +64,7 @@ def test_the_newest_version_with_the_result_is_chosen():
 @pytest.mark.parametrize(
     ("name", "version", "result", "told"),
     [("none", None, "label", "none"), ("chest", 2, "label", "version 1"),
-     ("chest", 3, "label", "version 3 (scores)")],
+     ("chest", 3, "label", "version 3 (scores, exact)")],
 )  # fmt: skip
 def test_what_is_not_served_is_named(name, version, result, told):
     models = [served(version=1), served(version=3, results=("scores",))]
