@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from primia.cli import dataset, demo, grid, identity, infer, models, rounds, search
+from primia.cli import dataset, demo, grid, identity, infer, models, rounds, search, simulate
 
 EPILOG = "The grid of this directory is meant, or the services of PRIMIA_PROFILE (a TOML file)."
 
@@ -25,6 +25,7 @@ def create_app() -> typer.Typer:
     app.add_typer(search.app, name="search", help="Search for hyperparameters over a federation.")
     app.add_typer(identity.app, name="identity", help="Keys and enrolment.")
     app.command("infer")(infer.infer)
+    app.command("simulate")(simulate.simulate)
     app.command("token")(identity.token)
     app.command("docs")(identity.docs)
     app.command("demo")(demo.demo)

@@ -1,0 +1,106 @@
+"""One plan, four modes: a site by itself, all data in one place, and federations whose owner sees
+each update or their mean alone. The mode changes who trains and how updates are summed; all else,
+the configuration and the code, is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from primia.aggregation.plain import WeightedMean
+from primia.aggregation.terms import Groups
+from primia.errors import InvalidInput
+from primia.learning.carried import Carried
+from primia.learning.config import ServerOptimiser
+from primia.learning.layout import Layout, Vector
+from primia.learning.models import create_model, flatten, load_model, state_layout
+from primia.learning.schedules import Span
+from primia.learning.server import Moments, step
+from primia.learning.spec import ModelSpec
+from primia.learning.training import local_seed, train_locally
+from primia.messages.rounds import TrainingSettings
+from primia.simulation.secure import secure_mean
+from primia.simulation.sites import Setting, Site
+
+Mode = Literal["local", "pooled", "plain", "secure"]
+Progress = Callable[[int, int], None]  # (rounds done, of how many)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run's request says of training, and the number of its rounds."""
+
+    rounds: int
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    server: ServerOptimiser = field(default_factory=ServerOptimiser)
+
+
+def participants(mode: Mode, setting: Setting) -> dict[str, tuple[Site, ...]]:
+    """The trainings of a mode, each with its sites: one for each site where they are ``local``."""
+    if mode == "local":
+        return {f"local, {site.name}": (site,) for site in setting.sites}
+    if mode == "pooled":
+        return {"pooled": (setting.pooled(),)}
+    if mode == "secure" and len(setting.sites) < 2:
+        raise InvalidInput("Secure aggregation needs at least two sites.")
+    return {f"federated, {mode}": setting.sites}
+
+
+def train(
+    sites: Sequence[Site],
+    spec: ModelSpec,
+    plan: Plan,
+    *,
+    secure: bool = False,
+    progress: Progress | None = None,
+) -> Vector:
+    """The final weights, float32 (values,), from the spec's first ones."""
+    module = create_model(spec)
+    layout, weights = state_layout(module), flatten(module)
+    moments = Moments.initial(layout.group_size("parameters"), plan.server)
+    carried: dict[str, Carried] = {}
+    for number in range(1, plan.rounds + 1):
+        changes: dict[str, Vector] = {}
+        for site in sites:
+            module = load_model(spec, weights)
+            done = train_locally(
+                module,
+                site.training,
+                plan.training,
+                local_seed(plan.training.seed, number, site.name),
+                validation=site.validation,
+                span=Span.of_round(number - 1, plan.rounds),
+                carried=carried.get(site.name),
+                device="auto",
+            )
+            carried[site.name] = done.carried
+            changes[site.name] = flatten(module) - weights
+        samples = {site.name: len(site.training) for site in sites}
+        mean = _mean(changes, samples, layout, secure=secure)
+        weights = _stepped(weights, mean, layout, plan.server, moments)
+        if progress:
+            progress(number, plan.rounds)
+    return weights
+
+
+def _mean(
+    changes: Mapping[str, Vector], samples: Mapping[str, int], layout: Layout, *, secure: bool
+) -> Vector:
+    if secure:
+        groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
+        return secure_mean(changes, samples, groups)
+    total = WeightedMean(layout.size)
+    for name in sorted(changes):
+        total.add(changes[name], samples[name])
+    return total.result()
+
+
+def _stepped(
+    weights: Vector, mean: Vector, layout: Layout, config: ServerOptimiser, moments: Moments
+) -> Vector:
+    if config.kind == "average":
+        return weights + mean
+    moved = weights.copy()
+    step(moved, mean, layout.group_size("parameters"), config, moments)
+    return moved

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from primia.aggregation.plain import WeightedMean
+from primia.aggregation.terms import Groups
+from primia.cli.main import create_app
+from primia.errors import InvalidInput
+from primia.learning.config import ServerOptimiser
+from primia.learning.spec import ModelSpec
+from primia.learning.synthetic import draw_dataset
+from primia.messages.rounds import TrainingSettings
+from primia.simulation.modes import Plan, participants, train
+from primia.simulation.secure import secure_mean
+from primia.simulation.sites import Setting, Wanted, listed, load
+
+PLAN = Plan(2, TrainingSettings(image_size=32, batch_size=8, learning_rate=3e-3))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    draw_dataset(root / "set", 30, 15, 1)
+    return root / "set"
+
+
+@pytest.fixture(scope="module")
+def setting(images: Path) -> Setting:
+    spec = ModelSpec(architecture="small_cnn", classes=listed(images).classes, image_size=32)
+    return load(images, spec, Wanted(sites=3, validation=0.2))
+
+
+def test_sites_share_no_image_with_one_another_or_the_test(setting: Setting) -> None:
+    parts = [site.training for site in setting.sites] + [setting.test]
+    parts += [site.validation for site in setting.sites if site.validation is not None]
+    seen = [pixels.tobytes() for part in parts for pixels in part.pixels]
+    assert len(set(seen)) == len(seen) == sum(len(part) for part in parts)
+    pooled = setting.pooled()
+    assert len(pooled.training) == sum(len(site.training) for site in setting.sites)
+
+
+def test_plain_and_secure_differ_by_the_quantisation_alone(setting: Setting) -> None:
+    plain = train(setting.sites, setting.spec, PLAN)
+    secure = train(setting.sites, setting.spec, PLAN, secure=True)
+    assert np.abs(plain - secure).max() < 1e-3
+    assert not np.array_equal(plain, secure)
+    assert np.array_equal(plain, train(setting.sites, setting.spec, PLAN))
+
+
+def test_the_secure_mean_is_the_weighted_mean() -> None:
+    groups = Groups(40, 2)
+    changes = {f"site-{k}": np.linspace(-1, k, 42, dtype=np.float32) for k in range(4)}
+    samples = {name: 10 + k for k, name in enumerate(changes)}
+    exact = WeightedMean(42)
+    for name, change in changes.items():
+        exact.add(change, samples[name])
+    found = secure_mean(changes, samples, groups)
+    assert np.abs(found - exact.result()).max() < 1e-6
+
+
+def test_a_mode_is_a_choice_of_sites(setting: Setting) -> None:
+    assert [len(sites) for sites in participants("local", setting).values()] == [1, 1, 1]
+    assert list(participants("pooled", setting)) == ["pooled"]
+    assert participants("plain", setting) == {"federated, plain": setting.sites}
+    alone = Setting(setting.spec, setting.sites[:1], setting.test)
+    with pytest.raises(InvalidInput, match="two sites"):
+        participants("secure", alone)
+
+
+def test_the_server_optimiser_is_the_services(setting: Setting) -> None:
+    plan = Plan(1, PLAN.training, ServerOptimiser(kind="fedavgm", momentum=0, learning_rate=1))
+    averaged = train(setting.sites, setting.spec, Plan(1, PLAN.training))
+    assert np.allclose(train(setting.sites, setting.spec, plan), averaged, atol=1e-6)
+
+
+def test_the_command_compares_all_modes(images: Path) -> None:
+    words = ["simulate", str(images), "--modes", "secure,local,plain,pooled", "--rounds", "1"]
+    words += ["--architecture", "small_cnn", "--image-size", "32", "--format", "json"]
+    answer = CliRunner().invoke(create_app(), [*words, "--set", "training.batch_size=8"])
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.output)
+    names = [each["name"] for each in found["outcomes"]]
+    assert names[0] == "local, site-a"
+    assert names[3:] == ["pooled", "federated, plain", "federated, secure"]
+    assert found["pairs"][-1]["mcnemar"]["p"] > 0.05
+    for wrong in (["--modes", "telepathic"], ["--set", "training.mixup=-1"]):
+        assert CliRunner().invoke(create_app(), [*words, *wrong]).exit_code == 1
