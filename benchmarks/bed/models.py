@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from primia.client import ModelOwner
 from primia.learning import images, synthetic
+from primia.learning.config import TrainingConfig
 from primia.learning.datasets import inspect, scan_folder
 from primia.learning.layout import write_state
 from primia.learning.manifest import DatasetManifest, sample
 from primia.learning.models import create_model, flatten, state_layout
-from primia.learning.spec import ModelSpec, TrainingConfig
+from primia.learning.spec import ModelSpec
 from primia.learning.training import ImageData, measure_statistics, train_locally
 from primia.messages.registry import NewModel, VersionReport
 
