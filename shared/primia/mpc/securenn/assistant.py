@@ -89,7 +89,7 @@ class Helper:
         two products (``gates.take_deal``). Both shares of x, a and b come from the seeds."""
         count = self._step.count
         x = odd.add(*(odd.uniform(self._stream(party, "x"), count) for party in (0, 1)))
-        yield from self._share_bits(f"{SIGN} bits", x)
+        yield from self._share_bits(x, self._bit_masks(f"{SIGN} bits"))
         yield from self._share_words("lowest", x & np.uint64(1))
         for name, payloads in (("sign", 1), ("selection", self._step.payloads)):
             a = self._sum(f"{name} a", (payloads, count))
@@ -99,10 +99,11 @@ class Helper:
     def convert(self) -> Talk[None]:
         """P2's part of algorithm 4."""
         count = self._step.count
+        masks = self._bit_masks(f"{CONVERSION} bits")  # while the shares are on their way
         first = yield from receive_words(OWNER, count)
         second = yield from receive_words(CLIENT, count)
         x = first + second
-        yield from self._share_bits(f"{CONVERSION} bits", x)
+        yield from self._share_bits(x, masks)
         yield from self._share_odd("delta", (x < first).astype(np.uint8))
         yield from self._share_odd("eta", (yield from self._compare()))
 
@@ -119,11 +120,17 @@ class Helper:
             found.append(found_zero(first, second))
         return np.concatenate(found)
 
-    def _share_bits(self, name: str, values: Words) -> Talk[None]:
-        source, start = self._stream(OWNER, name), 0
-        for size in blocks(len(values)):
+    def _bit_masks(self, name: str) -> list[Field]:
+        """P0's shares of bits, block by block."""
+        source = self._stream(OWNER, name)
+        return [field.uniform(source, (field.WIDTH, size)) for size in blocks(self._step.count)]
+
+    def _share_bits(self, values: Words, masks: list[Field]) -> Talk[None]:
+        start = 0
+        for mask in masks:
+            size = mask.shape[1]
             bits = field.bits_of(values[start : start + size])
-            yield from send(CLIENT, field.subtract(bits, field.uniform(source, bits.shape)))
+            yield from send(CLIENT, field.subtract(bits, mask))
             start += size
 
     def _share_odd(self, name: str, bits: Field) -> Talk[None]:

@@ -12,6 +12,7 @@ the bits' shares itself, and the quotient of the two products with one factor s_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,35 +25,45 @@ from primia.prg import Seed, Stream
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blinds:
-    """Common randomness of P0 and P1 for one comparison of many values, block after block."""
+class Blind:
+    """Common randomness of P0 and P1 for one block: factors s and shares of zero, (width, n), and
+    orders rho, (n,). It depends on no value, so it is drawn while a message is on its way."""
 
-    factors: Stream
-    zeros: Stream
-    orders: Stream
-
-    @classmethod
-    def of(cls, common: Seed, label: str) -> Blinds:
-        names = ("factors", "zeros", "orders")
-        return cls(*(Stream(common, f"{label}/{name}") for name in names))
+    factors: Field
+    zeros: Field
+    orders: Field
 
 
-def masked_differences(party: int, x: Field, r: Words, beta: Field, blinds: Blinds) -> Field:
+def draw_blinds(
+    common: Seed, label: str, sizes: Iterable[int], width: int = field.WIDTH
+) -> list[Blind]:
+    """For blocks of these sizes."""
+    names = ("factors", "zeros", "orders")
+    factors, zeros, orders = (Stream(common, f"{label}/{name}") for name in names)
+    return [
+        Blind(
+            field.uniform_nonzero(factors, (width, size)),
+            field.uniform(zeros, (width, size)),
+            np.frombuffer(orders.raw(size), np.uint8),
+        )
+        for size in sizes
+    ]
+
+
+def masked_differences(party: int, x: Field, r: Words, beta: Field, blind: Blind) -> Field:
     """Steps 1 to 7: what ``party`` sends to P2.
 
     x: shares of the bits, (width, n), the width a power of two; r: (n,), below 2^width;
     beta: (n,), 0 or 1. Returns (width, n), uniform in Z_67.
     """
-    width, count = x.shape
-    factors = field.uniform_nonzero(blinds.factors, x.shape)
-    zeros = field.uniform(blinds.zeros, x.shape)
-    orders = np.frombuffer(blinds.orders.raw(count), np.uint8)
+    width = len(x)
+    factors, zeros = blind.factors, blind.zeros
     if native.available() and not _wrapping(r, beta, width).any():
         q = field.bits_of(r + beta, width)
-        return native.mask_differences(party, x, q, beta, factors, zeros, orders)
+        return native.mask_differences(party, x, q, beta, factors, zeros, blind.orders)
     masked = field.multiply(differences(party, x, r, beta), factors)
     masked = field.subtract(masked, zeros) if party else field.add(masked, zeros)
-    _reorder(masked, orders, width)
+    _reorder(masked, blind.orders, width)
     return masked
 
 

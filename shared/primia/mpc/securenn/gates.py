@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from primia.mpc.securenn import field, odd, ring64
-from primia.mpc.securenn.compare import Blinds, masked_differences
+from primia.mpc.securenn.compare import Blind, draw_blinds, masked_differences
 from primia.mpc.securenn.field import Field
 from primia.mpc.securenn.layout import CONVERSION, SIGN, blocks, stream
 from primia.mpc.securenn.ring64 import Words
@@ -96,9 +96,12 @@ def select_positive(
     yield Begin(gate)
     conversion = Conversion.begin(me, gate, y + y)
     yield from send(ASSISTANT, conversion.masked)
+    blinds = _blinds(me, gate, CONVERSION, len(y))
     dealt = yield from take_deal(me, gate, len(y), len(payloads))
+    yield from conversion.compare(me, gate, blinds)
+    blinds = _blinds(me, gate, SIGN, len(y))
     doubled = yield from conversion.finish(me, gate)
-    negative = yield from most_significant_bit(me, gate, doubled, dealt)
+    negative = yield from most_significant_bit(me, gate, doubled, dealt, blinds)
     positive = np.uint64(me.index) - negative  # algorithm 6, DReLU
     triple = Triple.of(me, gate, "selection", dealt.selection)
     return list((yield from multiply(me, triple, np.stack(payloads), positive)))
@@ -127,11 +130,14 @@ class Conversion:
         wrapped, alpha = (masked < a).astype(np.uint64), (r < r0).astype(np.uint64)
         return cls(a, masked, wrapped, r, alpha, eta)
 
-    def finish(self, me: Party, gate: int) -> Talk[Words]:
-        """Steps 3 to 8. With x = a + r mod 2^64, delta what the two masked shares carried, and
-        eta = [x >= r]: the shares carried theta = beta_0 + beta_1 - alpha - 1 + delta + eta."""
+    def compare(self, me: Party, gate: int, blinds: Sequence[Blind]) -> Talk[None]:
+        """Steps 3 and 4."""
         source = stream(me.dealt, gate, f"{CONVERSION} bits")
-        yield from compare(me, gate, CONVERSION, source, self.r - _ONE, self.eta)
+        yield from compare(me, source, self.r - _ONE, self.eta, blinds)
+
+    def finish(self, me: Party, gate: int) -> Talk[Words]:
+        """Steps 5 to 8. With x = a + r mod 2^64, delta what the two masked shares carried, and
+        eta = [x >= r]: the shares carried theta = beta_0 + beta_1 - alpha - 1 + delta + eta."""
         delta = yield from me.odd(stream(me.dealt, gate, "delta"), len(self.a))
         eta = yield from me.odd(stream(me.dealt, gate, "eta"), len(self.a))
         flipped = odd.subtract(np.full_like(eta, 1 - me.index), eta)
@@ -142,29 +148,30 @@ class Conversion:
         return odd.subtract(y, self.wrapped)
 
 
+def _blinds(me: Party, gate: int, name: str, count: int) -> list[Blind]:
+    return draw_blinds(me.common, f"securenn/gate {gate}/{name}", blocks(count))
+
+
 def compare(
-    me: Party,
-    gate: int,
-    name: str,
-    source: Stream | Sequence[Field],
-    r: Words,
-    beta: Field,
+    me: Party, source: Stream | Sequence[Field], r: Words, beta: Field, blinds: Sequence[Blind]
 ) -> Talk[None]:
     """Algorithm 3, block by block: P2 learns beta xor [x > r]. ``source``: where this party's
     shares of the bits of x come from, or the shares."""
-    blinds = Blinds.of(me.common, f"securenn/gate {gate}/{name}")
     start = 0
-    for number, size in enumerate(blocks(len(r))):
+    for number, blind in enumerate(blinds):
+        size = len(blind.orders)
         part = slice(start, start + size)
         if isinstance(source, Stream):
             x = yield from me.bits(source, (field.WIDTH, size))
         else:
             x = source[number]
-        yield from send(ASSISTANT, masked_differences(me.index, x, r[part], beta[part], blinds))
+        yield from send(ASSISTANT, masked_differences(me.index, x, r[part], beta[part], blind))
         start += size
 
 
-def most_significant_bit(me: Party, gate: int, a: Words, dealt: Dealt) -> Talk[Words]:
+def most_significant_bit(
+    me: Party, gate: int, a: Words, dealt: Dealt, blinds: Sequence[Blind]
+) -> Talk[Words]:
     """Algorithm 5: shares in Z_2^64 of the sign of ``a``, shared in Z_(2^64 - 1).
 
     MSB(a) = LSB(2a) in the odd ring; with r = 2a + x opened, LSB(2a) = r[0] xor x[0] xor [x > r].
@@ -174,7 +181,7 @@ def most_significant_bit(me: Party, gate: int, a: Words, dealt: Dealt) -> Talk[W
     yield from send(me.other, mine)
     r = odd.add(mine, (yield from receive_odd(me.other, len(a))))
     beta = stream(me.common, gate, "beta").bits(len(a))
-    yield from compare(me, gate, SIGN, dealt.bits, r, beta)
+    yield from compare(me, dealt.bits, r, beta, blinds)
     larger = yield from me.words(stream(me.dealt, gate, "beta"), len(a))
     one = np.uint64(me.index)
     larger = np.where(beta, one - larger, larger)  # gamma: [x > r]

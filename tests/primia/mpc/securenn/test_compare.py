@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from primia.mpc.securenn import field
-from primia.mpc.securenn.compare import Blinds, differences, found_zero, masked_differences
+from primia.mpc.securenn.compare import differences, draw_blinds, found_zero, masked_differences
 from primia.prg import Stream
 from tests.support.inference import seed
 
@@ -23,8 +23,9 @@ def every(values, betas=(0, 1)):
 
 def compared(x, r, beta, width, number=1):
     """What P0 and P1 send."""
+    (blind,) = draw_blinds(seed(number), "compare", [len(x)], width)
     return [
-        masked_differences(party, share, r, beta, Blinds.of(seed(number), "compare"))
+        masked_differences(party, share, r, beta, blind)
         for party, share in enumerate(shared_bits(x, width, number))
     ]
 

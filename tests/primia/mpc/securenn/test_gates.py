@@ -5,6 +5,7 @@ import pytest
 
 from primia.mpc.securenn import gates, odd, ring64
 from primia.mpc.securenn.assistant import Helper
+from primia.mpc.securenn.compare import draw_blinds
 from primia.mpc.securenn.gates import (
     Conversion,
     Party,
@@ -46,15 +47,16 @@ def helper(count, payloads=1, gate=0):
     return Helper(DEALT, gate, Step(count, payloads))
 
 
+def conversion(me, a):
+    begun = Conversion.begin(me, 0, a)
+    yield from send(ASSISTANT, begun.masked)
+    yield from begun.compare(me, 0, draw_blinds(me.common, "test", blocks(len(a))))
+    return (yield from begun.finish(me, 0))
+
+
 def converted(values, number=20):
     grid = Grid()
-
-    def party(me, a):
-        conversion = Conversion.begin(me, 0, a)
-        yield from send(ASSISTANT, conversion.masked)
-        return (yield from conversion.finish(me, 0))
-
-    talks = {i: party(PARTIES[i], a) for i, a in enumerate(shares(values, number))}
+    talks = {i: conversion(PARTIES[i], a) for i, a in enumerate(shares(values, number))}
     results = grid.run({**talks, 2: helper(len(values)).convert()})
     return odd.add(results[0], results[1]), grid
 
@@ -96,13 +98,7 @@ def test_share_conversion_with_every_carry(monkeypatch, a0, r0):
             lambda s, n: np.full(n, s.value, np.uint64) if isinstance(s, Fixed) else REAL(s, n),
         )
         first = np.full(len(values), a0, np.uint64)
-
-        def party(me, a):
-            conversion = Conversion.begin(me, 0, a)
-            yield from send(ASSISTANT, conversion.masked)
-            return (yield from conversion.finish(me, 0))
-
-        talks = {0: party(PARTIES[0], first), 1: party(PARTIES[1], values - first)}
+        talks = {0: conversion(PARTIES[0], first), 1: conversion(PARTIES[1], values - first)}
         results = Grid().run({**talks, 2: helper(len(values)).convert()})
         assert (odd.add(results[0], results[1]) == values).all()
 
@@ -116,7 +112,8 @@ def signs(values):
 
     def party(me, a):
         dealt = yield from take_deal(me, 0, count, 1)
-        return (yield from gates.most_significant_bit(me, 0, a, dealt))
+        blinds = draw_blinds(me.common, "sign", blocks(count))
+        return (yield from gates.most_significant_bit(me, 0, a, dealt, blinds))
 
     def assistant():
         p2 = helper(count)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from primia.mpc.securenn import field, native
-from primia.mpc.securenn.compare import Blinds, masked_differences
+from primia.mpc.securenn.compare import draw_blinds, masked_differences
 from primia.prg import Stream
 from tests.support.inference import seed
 
@@ -48,6 +48,7 @@ def test_differences_are_masked_alike(plain, party, width, count):
     beta = Stream(seed(2), "beta").bits(count)
 
     def masked():
-        return masked_differences(party, x, r, beta, Blinds.of(seed(3), "compare"))
+        (blind,) = draw_blinds(seed(3), "compare", [count], width)
+        return masked_differences(party, x, r, beta, blind)
 
     assert (masked() == plain(masked)).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from primia.mpc.securenn import field, layout, odd
-from primia.mpc.securenn.compare import Blinds, differences
+from primia.mpc.securenn.compare import differences
 from primia.mpc.securenn.gates import select_positive
 from primia.mpc.securenn.layout import stream
 from tests.primia.mpc.securenn.test_gates import COMMON, DEALT, PARTIES, helper, shares
@@ -85,7 +85,7 @@ def test_without_shares_of_zero_p2_would_learn_the_differences():
         differences(party, share, r, beta)
         for party, share in enumerate((first, field.subtract(bits, first)))
     ]
-    factors = field.uniform_nonzero(Blinds.of(COMMON, "control").factors, bits.shape)
+    factors = field.uniform_nonzero(stream(COMMON, 0, "factors"), bits.shape)
     products = [field.multiply(share, factors) for share in c]
     crossed = [field.multiply(products[1 - i], np.maximum(c[i], 1)) for i in (0, 1)]
     told = (crossed[0] == crossed[1])[(c[0] > 0) & (c[1] > 0)]
