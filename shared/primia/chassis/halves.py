@@ -41,7 +41,7 @@ class _Digests:
         self._seen = 0
         self._own, self._common = hashlib.sha256(), hashlib.sha256()
 
-    def see(self, start: int, piece: bytes) -> None:
+    def see(self, start: int, piece: bytes | memoryview) -> None:
         """``start``: where in the half the piece lies. After a gap or a repetition: nothing."""
         if start != self._seen:
             return

@@ -17,6 +17,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from primia.chassis import bulk
 from primia.chassis.files import out_of_space_is_typed
 from primia.chassis.identity import Identity
 from primia.chassis.telemetry import REQUEST_ID_HEADER, current_request_id
@@ -28,7 +29,7 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _ATTEMPTS = 4
 
 Body = bytes | Iterable[bytes]
-Seen = Callable[[int, bytes], None]
+Seen = Callable[[int, bytes | memoryview], None]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -53,9 +54,10 @@ class PeerClient:
     ) -> None:
         self.name = name
         self._attempts = attempts
+        self._signing = SignedRequests(identity, name)
         self._http = httpx.Client(
             base_url=base_url,
-            auth=SignedRequests(identity, name),
+            auth=self._signing,
             timeout=_TIMEOUT,
             headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
@@ -217,11 +219,11 @@ class PeerClient:
 
     def _append(self, path: str, target: Path, at: int, size: int, seen: Seen | None) -> None:
         headers = {"Range": f"bytes={at}-"} if at else {}
-        with self.stream(path, headers) as answer:
-            if at and answer.status_code != 206:
+        with self._body(path, headers) as (status, pieces):
+            if at and status != 206:
                 at = 0
             with out_of_space_is_typed(), target.open("ab" if at else "wb") as file:
-                for piece in answer.iter_raw():  # as it comes: joining pieces costs a copy
+                for piece in pieces:
                     if at + len(piece) > size:
                         raise MalformedMessage(f"{self.name} sends more than the {size} bytes.")
                     file.write(piece)
@@ -230,6 +232,27 @@ class PeerClient:
                     at += len(piece)
         if at < size:
             raise PeerUnavailable(f"{self.name} broke off a download.")
+
+    @contextlib.contextmanager
+    def _body(
+        self, path: str, headers: Mapping[str, str]
+    ) -> Iterator[tuple[int, Iterator[bytes | memoryview]]]:
+        """Status and body of a GET; a piece is valid until the next is asked for."""
+        request = self._http.build_request("GET", path, headers=headers)
+        if not bulk.reached_directly(request.url):
+            with self.stream(path, headers) as answer:
+                yield answer.status_code, answer.iter_raw()
+            return
+        next(self._signing.auth_flow(request))
+        try:
+            with bulk.opened(request) as body:
+                if not 200 <= body.status < 300:
+                    told = body.read(_MAX_JSON)
+                    media = {"Content-Type": body.media}
+                    self._accepted(httpx.Response(body.status, headers=media, content=told))
+                yield body.status, body.pieces()
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
 
     def close(self) -> None:
         self._http.close()
