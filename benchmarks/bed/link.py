@@ -35,13 +35,16 @@ _VNET_HEADER = 10
 _DESTINATION = _VNET_HEADER + 19  # the last byte of an IPv4 destination, which names the host
 _LARGEST = 65536 + _VNET_HEADER
 _QUEUE_BYTES = 512 << 20
-# Buffers for 10 Gbit/s over 200 ms, and no forgetting of a line's rate while parties compute:
-# what a TCP sender on such a line would be set to, alike for every system.
+# Buffers for 10 Gbit/s over 200 ms, and no forgetting of a line's rate while parties compute: what a
+# sender on such a line is set to, alike for every system.
 _SETTINGS = (
     "net.ipv4.tcp_rmem=4096 131072 268435456",
     "net.ipv4.tcp_wmem=4096 65536 268435456",
     "net.ipv4.tcp_slow_start_after_idle=0",
 )
+# Linux's usual one, or the oldest where it is not allowed. Not BBR: it takes the rate of a line for
+# that of the messages so far and spreads each over a whole round trip.
+_CONTROLS = ("cubic", "reno")
 
 
 def missing() -> str | None:
@@ -125,6 +128,11 @@ def _create(name: str, number: int) -> None:
         subprocess.run(command.split(), check=True)
     for setting in _SETTINGS:
         subprocess.run([*inside.split(), "sysctl", "-qw", setting], check=True)
+    for control in _CONTROLS:
+        setting = f"net.ipv4.tcp_congestion_control={control}"
+        command = [*inside.split(), "sysctl", "-qw", setting]
+        if subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0:
+            break
 
 
 def _remove(name: str) -> None:
