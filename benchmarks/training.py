@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from benchmarks.bed import rounds
 from benchmarks.bed.report import Figure, Report, choose
 from benchmarks.bed.rounds import Trial
 from benchmarks.bed.services import Bed, bed
+from benchmarks.peers import flower
+from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import NODES, OWNER
 from primia.messages.rounds import Timeouts
 
@@ -33,6 +36,7 @@ GROUPS = {
     "plain": "a round without secure aggregation",
     "secure": "a round with it",
     "lost": "one of three nodes lost in mid-round",
+    "flower": "Flower 1.41, deployed: a node adds one to every value",
     "simulated": "3 to 50 nodes in one process, secure",
 }
 _PLAIN_SECONDS, _SECURE_SECONDS, _RATIO = 1.5, 2.5, 1.7
@@ -167,6 +171,18 @@ def _lost(bench: Bench) -> None:
         found.wait_ready(victim)
 
 
+def _flower(bench: Bench) -> None:
+    try:
+        seconds = flower.rounds(bench.folder / "flower", bench.values, 4, limit=300)
+    except (PeerMissing, OSError, subprocess.SubprocessError) as error:
+        bench.figure("flower", "not measured", "", [], note=str(error)[:200])
+        return
+    bench.figure("flower", "a round of federated averaging", "s", seconds)
+    ours = bench.report.find("plain", "a round")
+    if ours:
+        bench.figure("flower", "times ours, plain", "", [float(np.median(seconds)) / ours])
+
+
 def _simulated(bench: Bench) -> None:
     for nodes in (3, 10, 25, 50):
         cost = simulated_nodes.measure(nodes, bench.given.values)
@@ -183,6 +199,7 @@ _RUN: Mapping[str, Callable[[Bench], None]] = {
     "plain": _plain,
     "secure": _secure,
     "lost": _lost,
+    "flower": _flower,
     "simulated": _simulated,
 }
 

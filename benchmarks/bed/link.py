@@ -35,7 +35,7 @@ _VNET_HEADER = 10
 _DESTINATION = _VNET_HEADER + 19  # the last byte of an IPv4 destination, which names the host
 _LARGEST = 65536 + _VNET_HEADER
 _QUEUE_BYTES = 512 << 20
-# Buffers for 10 Gbit/s over 200 ms, and no forgetting of a line's rate while parties compute: what a
+# Buffers for 10 Gbit/s over 200 ms, and no forgetting of a rate while parties compute: what a
 # sender on such a line is set to, alike for every system.
 _SETTINGS = (
     "net.ipv4.tcp_rmem=4096 131072 268435456",

@@ -6,17 +6,18 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.peers import environment
 from benchmarks.peers.environment import PeerMissing
 
 PACKAGES = ("flwr==1.41.0", "numpy==2.4.6")
-_LINK, _FLEET, _CONTROL, _CLIENTS = 19_091, 19_092, 19_093, 19_100
+_LINK, _CLIENTS = 19_091, 19_100
 _START_SECONDS = 8.0
 
 
@@ -30,7 +31,7 @@ def rounds(folder: Path, values: int, count: int, limit: float) -> list[float]:
     home = folder / "home"
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{_CONTROL}"\n'
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{_LINK}"\n'
         "insecure = true\n"
     )
     env = {**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
@@ -57,8 +58,6 @@ def _grid(bin_folder: Path, folder: Path, env: dict[str, str]) -> Iterator[None]
             "flower-superlink",
             "--insecure",
             "--disable-runtime-dependency-installation",
-            f"--fleet-api-address=127.0.0.1:{_FLEET}",
-            f"--control-api-address=127.0.0.1:{_CONTROL}",
             f"--port={_LINK}",
         ]
     ]
@@ -66,8 +65,7 @@ def _grid(bin_folder: Path, folder: Path, env: dict[str, str]) -> Iterator[None]
         [
             "flower-supernode",
             "--insecure",
-            "--disable-runtime-dependency-installation",
-            f"--superlink=127.0.0.1:{_FLEET}",
+            f"--superlink=127.0.0.1:{_LINK}",
             f"--port={_CLIENTS + number}",
         ]
         for number in range(3)
@@ -89,10 +87,10 @@ def _grid(bin_folder: Path, folder: Path, env: dict[str, str]) -> Iterator[None]
         time.sleep(_START_SECONDS)
         yield
     finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # each leads the processes that it started
+            for process in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, sign)
+            time.sleep(3.0 if sign == signal.SIGTERM else 0)
         for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait()
