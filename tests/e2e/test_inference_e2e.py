@@ -22,7 +22,7 @@ from primia.learning import images
 from primia.learning.calibration import pack
 from primia.learning.layout import read_state
 from primia.learning.models import load_model, spec_layout
-from primia.messages.inference import Accuracy, Protocol, ServeRequest
+from primia.messages.inference import Accuracy, FixedProtocol, Protocol, ServeRequest
 from tests.support.grid import CLASSES, SIDE, World, draw_images
 from tests.support.servers import wait_until
 
@@ -234,6 +234,12 @@ def test_calibrated_windows_take_half_the_material(
         plain = plain_logits(world, resnet, files, tmp_path)[0]
         assert np.abs(found - plain).max() < (0.05 if accuracy == "calibrated" else 0.01)
     assert status.agreement == serving.agreement
+    job = node.infer(files, resnet, 1, "scores", "auto", "calibrated")
+    status = node.wait_inference(job.id)
+    assert status.state == "done", status.reason
+    assert status.protocol in get_args(FixedProtocol)
+    for way in ("fss exact", "fss calibrated", "securenn exact", "Measured: owner"):
+        assert way in status.chosen
     assert costs["calibrated"].online_bytes < costs["exact"].online_bytes
     with pytest.raises(PeerRefused, match="SecureNN compares whole values"):
         node.infer(files, resnet, 1, "scores", "securenn", "calibrated")

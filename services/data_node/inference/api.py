@@ -26,7 +26,7 @@ from primia.messages.inference import (
     ServedModels,
 )
 from primia.prg import fresh_bytes
-from services.data_node.inference import store, tasks, upload
+from services.data_node.inference import planner, store, tasks, upload
 from services.data_node.inference.domain import ENDED, State, choose
 from services.data_node.inference.served import served_models
 
@@ -41,7 +41,7 @@ _FORM: dict[str, Any] = {
         "model": {"type": "string", "examples": ["chest"]},
         "version": {"type": "integer", "minimum": 1},
         "result": {"type": "string", "enum": ["scores", "label"], "default": "label"},
-        "protocol": {"type": "string", "enum": ["fss", "securenn"], "default": "fss"},
+        "protocol": {"type": "string", "enum": ["fss", "securenn", "auto"], "default": "fss"},
         "accuracy": {"type": "string", "enum": ["exact", "calibrated"], "default": "exact"},
         "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
     },
@@ -91,10 +91,10 @@ async def create(request: Request, user: User, ctx: Ctx, response: Response) -> 
 
 def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
     wanted = asked.wanted
-    kind = wanted.result, wanted.accuracy
-    model, plan = choose(served_models(ctx).models, wanted.model, wanted.version, *kind)
     if wanted.protocol == "securenn" and wanted.accuracy != "exact":
         raise InvalidInput("SecureNN compares whole values.", hint="Ask for accuracy 'exact'.")
+    choice = _choice(ctx, wanted, len(asked.pictures))
+    model, plan = choice.model, choice.plan
     pixels = upload.pixels(asked.pictures, model.card)
     inference_id = fresh_bytes(16).hex()
     chosen = ServedModel(card=model.card, plans=(plan,))
@@ -106,7 +106,11 @@ def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
         version=model.card.version,
         result=wanted.result,
         images=[picture.name for picture in asked.pictures],
-        served={"model": chosen.model_dump_json(), "protocol": wanted.protocol},
+        served={
+            "model": chosen.model_dump_json(),
+            "protocol": choice.protocol,
+            "chosen": choice.why,
+        },
         state=State.QUEUED.value,
         cost={},
         phase="",
@@ -121,6 +125,18 @@ def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
         store.add(session, row)
         ctx.jobs.enqueue_after(session, tasks.RUN, inference_id)
     return row.status()
+
+
+def _choice(ctx: Context, wanted: upload.Wanted, batch: int) -> planner.Choice:
+    models = served_models(ctx).models
+    named = wanted.model, wanted.version, wanted.result
+    model, plan = choose(models, *named, wanted.accuracy)
+    if wanted.protocol != "auto":
+        return planner.Choice(model, plan, wanted.protocol, 0.0)
+    found = [(model, plan)]
+    if plan.accuracy != "exact":
+        found.append(choose(models, *named, "exact"))
+    return planner.decide(ctx, found, batch, wanted.accuracy)
 
 
 @router.get("", summary="List the inferences, newest first", responses=responses(422))

@@ -93,6 +93,14 @@ def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
         path.unlink(missing_ok=True)
 
 
+def holds(ctx: Context, plan_id: str, batch: int) -> bool:
+    """Whether a deal for this plan and batch lies here."""
+    with ctx.db.reading() as session:
+        return any(
+            row.state == _KEPT and row.batch == batch for row in _open_rows(session, plan_id, batch)
+        )
+
+
 def refill(ctx: Context) -> None:
     """Keep ``prefetch`` deals for each plan that is served, of the batch that is in stock."""
     _drop_old(ctx)

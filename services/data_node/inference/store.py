@@ -12,7 +12,13 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import NotFound
-from primia.messages.inference import Cost, InferenceStatus, Protocol, ServedModel, ServedPlan
+from primia.messages.inference import (
+    Cost,
+    FixedProtocol,
+    InferenceStatus,
+    ServedModel,
+    ServedPlan,
+)
 from services.data_node.inference.domain import ENDED, State, move
 from services.data_node.tables import Base
 
@@ -23,8 +29,8 @@ _ENDED = tuple(state.value for state in ENDED)
 class Inference(LeaseMixin, Base):
     """One request. ``pixels``: the sealed images as the model takes them, until it has ended;
     ``outcome``: the sealed predictions. ``deal``, ``session``: of the attempt that is running.
-    ``served``: the model's public card and plan, as they were when it was asked for, and the
-    protocol."""
+    ``served``: the model's public card and plan, as they were when it was asked for, the
+    protocol, and why it was chosen."""
 
     __tablename__ = "inferences"
     __table_args__ = (Index("ix_inferences_state", "state", "created"),)
@@ -54,7 +60,7 @@ class Inference(LeaseMixin, Base):
         return self.model_served().plans[0]
 
     @property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> FixedProtocol:
         return "securenn" if self.served.get("protocol") == "securenn" else "fss"
 
     def model_served(self) -> ServedModel:
@@ -70,6 +76,7 @@ class Inference(LeaseMixin, Base):
                 "protocol": self.protocol,
                 "accuracy": self.plan().accuracy,
                 "agreement": self.plan().agreement,
+                "chosen": self.served.get("chosen", ""),
                 "images": tuple(self.images),
                 "state": self.state,
                 "phase": self.phase,

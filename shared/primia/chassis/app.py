@@ -42,6 +42,7 @@ def create_app(service: Service, ctx: Context) -> FastAPI:
     app.state.context = ctx
     app.include_router(health.router(service.checks))
     app.include_router(health.metrics_router())
+    app.include_router(health.probe_router())
     for router in service.routers:
         app.include_router(router)
     pages.install(app)

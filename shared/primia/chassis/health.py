@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -15,6 +15,7 @@ from primia.chassis.context import Context, Ctx
 from primia.chassis.problems import responses
 from primia.errors import Forbidden, PrimiaError
 
+_MAX_PROBE_BYTES = 4 << 20
 Check = Callable[[Context], str | None]
 
 
@@ -66,6 +67,26 @@ def metrics_router() -> APIRouter:
         memory = ctx.metrics.gauge("process_resident_bytes", "Resident memory of this process")
         memory.set(psutil.Process().memory_info().rss)
         return Response(generate_latest(ctx.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return made
+
+
+def probe_router() -> APIRouter:
+    made = APIRouter(tags=["health"])
+
+    @made.get(
+        "/probe",
+        summary="Zeros: measure a link with them",
+        response_class=Response,
+        responses={
+            200: {"description": "Zeros", "content": {"application/octet-stream": {}}},
+            **responses(422),
+        },
+    )
+    def probe(
+        size: Annotated[int, Query(alias="bytes", ge=0, le=_MAX_PROBE_BYTES)] = 0,
+    ) -> Response:
+        return Response(bytes(size), media_type="application/octet-stream")
 
     return made
 

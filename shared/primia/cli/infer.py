@@ -22,7 +22,7 @@ def infer(
     model: Annotated[str, typer.Option(help="a model that the owner serves")],
     version: int | None = None,
     result: Annotated[str, typer.Option(help="label or scores")] = "label",
-    protocol: Annotated[str, typer.Option(help="fss, or securenn (the baseline)")] = "fss",
+    protocol: Annotated[str, typer.Option(help="fss, securenn (the baseline) or auto")] = "fss",
     accuracy: Annotated[str, typer.Option(help="exact, or calibrated (less material)")] = "exact",
     node: Node = None,
     form: FormatOption = Format.TABLE,
@@ -64,4 +64,6 @@ def _table(found: InferenceResult, status: InferenceStatus) -> RenderableType:
         f"{found.model} v{found.version}: online {cost.online_seconds:.2f} s, before it "
         f"{cost.material_seconds + cost.offline_seconds:.2f} s, {output.size(moved)}"
     )
+    if status.chosen:
+        title += f"\n{status.protocol}, {status.accuracy}. {status.chosen}"
     return output.rows(title, ("image", "label", *classes), lines)

@@ -30,7 +30,9 @@ SESSION_TOKEN_HEADER = "X-Primia-Session"  # noqa: S105 - the header's name, not
 
 Result = Literal["scores", "label"]
 # fss: the crypto provider deals beforehand. securenn: it takes part online (the baseline).
-Protocol = Literal["fss", "securenn"]
+FixedProtocol = Literal["fss", "securenn"]
+# auto: whichever is expected to be faster over the network as it is.
+Protocol = Literal["fss", "securenn", "auto"]
 # exact: comparisons over all that the ring holds. calibrated: over windows that the owner's images
 # showed to suffice: less than half the material, a little less exact.
 Accuracy = Literal["exact", "calibrated"]
@@ -252,9 +254,10 @@ class InferenceStatus(Message):
     model: Name
     version: int | None = Field(default=None, ge=1)
     result: Result
-    protocol: Protocol = "fss"
+    protocol: FixedProtocol = "fss"
     accuracy: Accuracy = "exact"
     agreement: Agreement | None = None
+    chosen: str = Field(default="", max_length=1000, description="why, where protocol was auto")
     images: tuple[str, ...] = Field(max_length=MAX_BATCH)
     state: InferenceState
     phase: str = Field(default="", max_length=32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from primia.messages.common import Id, Message, Name
 from primia.messages.rounds import RunRequest
@@ -102,6 +102,8 @@ class StudyRequest(Message):
 
 class MoreTrials(Message):
     """POST /studies/{id}/trials: go on with a study that has ended, or with more trials."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"trials": 20}]})
 
     trials: int = Field(ge=1, le=MAX_TRIALS)
 
