@@ -9,6 +9,7 @@ from services.data_node.datasets import api as datasets_api
 from services.data_node.datasets import tasks as datasets_tasks
 from services.data_node.inference import api as inference_api
 from services.data_node.inference import tasks as inference_tasks
+from services.data_node.privacy import api as privacy_api
 from services.data_node.settings import DataNodeSettings
 from services.data_node.tables import Base
 from services.data_node.training import agent
@@ -24,7 +25,12 @@ def create_service() -> Service:
         settings=DataNodeSettings,
         metadata=Base.metadata,
         migrations=Path(__file__).parent / "migrations",
-        routers=(datasets_api.router, training_api.router, inference_api.router),
+        routers=(
+            datasets_api.router,
+            training_api.router,
+            privacy_api.router,
+            inference_api.router,
+        ),
         tasks={**datasets_tasks.TASKS, **training_tasks.TASKS, **inference_tasks.TASKS},
         sweeps={**datasets_tasks.SWEEPS, **training_tasks.SWEEPS, **inference_tasks.SWEEPS},
         background=(agent.run,),

@@ -27,6 +27,12 @@ class DataNodeSettings(ServiceSettings):
     statistics_minimum: int = Field(
         default=10, ge=2, description="training images below which this site gives no statistics"
     )
+    privacy_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest ε for one owner on one data set; runs without noise are then refused",
+    )
+    privacy_delta: float = Field(default=1e-5, gt=0, lt=0.1)
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
     max_batch: int = Field(default=16, ge=1, le=1024)

@@ -15,8 +15,7 @@ from primia.messages.rounds import Decision, NodeCard, Proposal
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset
-from services.data_node.privacy.domain import check_minimum
-from services.data_node.training import domain, store
+from services.data_node.training import budget, domain, store
 from services.data_node.training.round_files import wipe
 from services.data_node.training.store import Run
 
@@ -55,8 +54,7 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
             f"The classes of {dataset.name} differ from those of {run.model}: {difference}.",
             hint="Choose another data set, or refuse the run.",
         )
-    if run.read_proposal().statistics.wanted:
-        check_minimum(dataset.images, ctx.settings.statistics_minimum)
+    budget.check_run(ctx, session, run.read_proposal(), dataset)
     _decide(ctx, session, run, "active", "", by)
     run.dataset, run.dataset_name = dataset.id, dataset.name
     datasets.hold(session, dataset, store.holder(run.id))

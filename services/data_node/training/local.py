@@ -16,11 +16,12 @@ from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
 from primia.evaluation.counts import Counts, count
 from primia.learning import statistics
+from primia.learning.accounting import Release
 from primia.learning.cache import cache_file, load_pixels, load_sizes
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
 from primia.learning.layout import Vector, check_vector, read_state
-from primia.learning.manifest import DatasetManifest, split
+from primia.learning.manifest import DatasetManifest
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
 from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
@@ -37,11 +38,9 @@ from primia.messages.rounds import (
     TrainReport,
 )
 from services.data_node.privacy.domain import check_minimum
+from services.data_node.training.parts import split_for
 from services.data_node.training.site import Site
 
-# The same images validate every run of a data set, whatever the run's seed.
-_SPLIT_SEED = 0
-_TEST_SPLIT_SEED = 1
 Stop = Callable[[], None]
 
 
@@ -79,9 +78,11 @@ def train(
     site: Site,
     carried: bytes | None,
     stop: Stop,
+    release: Release | None = None,
 ) -> LocalResult:
     """Train from the incoming weights, with a seed of run, round and node: the same again after a
-    crash. Raises what ``stop`` raises, and InvalidUpdate where training has diverged."""
+    crash; or privately, at the cost of ``release``, with batches and noise drawn anew. Raises what
+    ``stop`` raises, and InvalidUpdate where training has diverged."""
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
     vector = read_state(weights, spec_layout(spec), MalformedMessage)
@@ -90,17 +91,22 @@ def train(
     parts = _images(ctx, proposal, spec, site, stop)
     training, validation = parts.training, parts.validation
     received = _score(module, validation, stop)
-    done = train_locally(
-        module,
-        training,
-        config,
-        local_seed(proposal.training.seed, item.round, ctx.identity.name),
-        validation=validation,
-        span=Span.of_round(item.done, proposal.planned),
-        carried=Carried.from_bytes(carried) if carried else None,
-        device="auto",
-        should_stop=_asking(stop),
-    )
+    seed = local_seed(proposal.training.seed, item.round, ctx.identity.name)
+    span = Span.of_round(item.done, proposal.planned)
+    before = Carried.from_bytes(carried) if carried else None
+    asked, dp = _asking(stop), proposal.privacy.dp_sgd
+    if dp is not None and release is not None:
+        from primia.learning.private import train_privately  # Opacus: only where it is needed
+
+        done = train_privately(
+            module, training, config, dp, release, seed,
+            span=span, carried=before, device="auto", should_stop=asked,
+        )  # fmt: skip
+    else:
+        done = train_locally(
+            module, training, config, seed,
+            validation=validation, span=span, carried=before, device="auto", should_stop=asked,
+        )  # fmt: skip
     layout = state_layout(module)
     change = check_vector(flatten(module) - vector, layout, InvalidUpdate)
     groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
@@ -136,7 +142,7 @@ def measure(ctx: Context, proposal: Proposal, site: Site, stop: Stop) -> Sums:
     Raises BelowMinimum where these are fewer than the site gives statistics of.
     """
     spec = spec_of(proposal, None)
-    manifest, _, _ = _split(proposal, spec, site)
+    manifest, _, _ = split_for(proposal, site.manifest)
     check_minimum(len(manifest), ctx.settings.statistics_minimum)
     data = _data(ctx, manifest, spec, site, stop)
     sizes = load_sizes(manifest, site.root, lambda _done, _all: stop())
@@ -199,23 +205,11 @@ class Parts:
 
 def _images(ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop) -> Parts:
     """Labels in the order of the model's classes."""
-    training, *watched = _split(proposal, spec, site)
+    training, *watched = split_for(proposal, site.manifest)
     validation, test = (
         _data(ctx, part, spec, site, stop) if len(part) else None for part in watched
     )
     return Parts(_data(ctx, training, spec, site, stop), validation, test)
-
-
-def _split(
-    proposal: Proposal, spec: ModelSpec, site: Site
-) -> tuple[DatasetManifest, DatasetManifest, DatasetManifest]:
-    """(training, validation, test). The test images are set apart first: they are the same whatever
-    share is validated on."""
-    manifest = DatasetManifest.of(site.manifest.entries, spec.classes)
-    settings = proposal.training
-    rest, test = split(manifest, settings.test_fraction, _TEST_SPLIT_SEED)
-    training, validation = split(rest, settings.validation_fraction, _SPLIT_SEED)
-    return training, validation, test
 
 
 def _data(

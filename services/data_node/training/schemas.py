@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import ConfigDict, Field, JsonValue
 
 from primia.messages.common import Id, Message, ModelCard, Name
-from primia.messages.privacy import StatisticsSettings
+from primia.messages.privacy import PrivacySettings, StatisticsSettings
 from primia.messages.rounds import Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.store import Round, Run
@@ -40,6 +40,7 @@ _WHOLE_EXAMPLE: dict[str, JsonValue] = {
     "nodes": ["node-a", "node-b", "node-c"],
     "training": {"image_size": 64, "epochs": 1, "batch_size": 32},
     "statistics": {"normalise": True, "class_weights": False},
+    "privacy": {"dp_sgd": {"clip_norm": 1.0, "epsilon": 2.0}},
     "secure": True,
     "threshold": 2,
     "objections": [],
@@ -138,6 +139,7 @@ class RunView(RunSummaryView):
     nodes: tuple[Name, ...]
     training: TrainingSettings
     statistics: StatisticsSettings
+    privacy: PrivacySettings
     secure: bool
     threshold: int
     objections: tuple[str, ...] = ()
@@ -161,6 +163,7 @@ class RunView(RunSummaryView):
                 "nodes": tuple(node.name for node in proposal.nodes),
                 "training": proposal.training,
                 "statistics": proposal.statistics,
+                "privacy": proposal.privacy,
                 "secure": proposal.secure,
                 "threshold": proposal.threshold,
                 "objections": tuple(objections),

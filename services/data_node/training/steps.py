@@ -39,12 +39,15 @@ from primia.messages.rounds import (
     WorkItem,
     round_terms,
 )
-from services.data_node.training import approval, domain, secure, store
+from services.data_node.training import approval, budget, domain, secure, store
 from services.data_node.training.domain import Phase, RoundKind
 from services.data_node.training.round_files import RoundFiles, wipe
 from services.data_node.training.site import Site, site_of
 from services.data_node.training.stopping import Interrupted, RunEnded, Stopping
 from services.data_node.training.store import Round, Run, WorkRow
+
+# Of training with noise the owner learns nothing that the noise does not cover.
+UNTOLD: Mapping[str, None] = {"loss": None, "accuracy": None}
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,14 @@ def train(job: Job, item: Train) -> None:
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
-    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop)
+    with ctx.db.reading() as session:
+        release = budget.check_round(ctx, session, proposal, site.dataset, site.manifest)
+    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop, release)
     files.keep_change(result.change)
     if result.carried is not None:
         files.keep_carried(result.carried)
     report = result.report()
+    told = report if release is None else report.model_copy(update=UNTOLD)
     sealed = None
     if proposal.secure:
         state, advertisement, exponents = secure.begin(
@@ -159,16 +165,17 @@ def train(job: Job, item: Train) -> None:
         )
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
         update = {"advertisement": encode_key(advertisement), "exponents": exponents}
-        report = report.model_copy(update=update)
+        told = told.model_copy(update=update)
 
     def change(session: Session) -> None:
         _still_active(session, run.id)
         now = ctx.clock.now()
         store.begin_round(session, run.id, item.round, "trained", report, now)
+        budget.charge(ctx, session, run, item.round, release)
         if sealed is not None:
             store.put_secret(session, run.id, item.round, sealed)
 
-    job.answer(f"/rounds/{run.id}/{item.round}/report", report, change)
+    job.answer(f"/rounds/{run.id}/{item.round}/report", told, change)
     files.forget(files.weights)
 
 

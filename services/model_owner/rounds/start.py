@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from primia.chassis.context import Context
 from primia.chassis.identity import Principal
 from primia.errors import NotFound
+from primia.learning.accounting import check_norm
 from primia.learning.spec import ModelSpec
 from primia.messages.common import ModelCard
 from primia.messages.rounds import NodeCard, Proposal, RunRequest
@@ -27,6 +28,8 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     model = registry.find_model(session, request.model)
     spec = registry.spec_at(model, version, request.training.image_size)
     request.training.check_classes(len(spec.classes))
+    if request.privacy.dp_sgd is not None:
+        check_norm(spec)
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
         request.aggregation.sites_per_round or len(nodes),
@@ -98,6 +101,7 @@ def _proposal(
         sites_per_round=request.aggregation.sites_per_round,
         others=len(request.compare) + (request.selection != "last"),
         statistics=request.statistics,
+        privacy=request.privacy,
         timeouts=request.timeouts,
     )
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from primia.cli import dataset, demo, grid, identity, infer, models, rounds, search, simulate
+from primia.cli import (
+    dataset,
+    demo,
+    grid,
+    identity,
+    infer,
+    models,
+    privacy,
+    rounds,
+    search,
+    simulate,
+)
 
 EPILOG = "The grid of this directory is meant, or the services of PRIMIA_PROFILE (a TOML file)."
 
@@ -23,6 +34,7 @@ def create_app() -> typer.Typer:
     app.add_typer(dataset.app, name="dataset", help="Data sets of a data node.")
     app.add_typer(rounds.app, name="rounds", help="Federated training runs.")
     app.add_typer(search.app, name="search", help="Search for hyperparameters over a federation.")
+    app.add_typer(privacy.app, name="privacy", help="What training has cost in privacy.")
     app.add_typer(identity.app, name="identity", help="Keys and enrolment.")
     app.command("infer")(infer.infer)
     app.command("simulate")(simulate.simulate)

@@ -67,6 +67,10 @@ class DataNode(Connection):
         body = _json({"reason": reason})
         self.http.request("POST", f"/runs/{run}/refuse", content=body, headers=_JSON)
 
+    def privacy(self) -> dict[str, Any]:
+        """The ledger: what training has cost, by owner and data set."""
+        return self.read("/privacy")
+
     def infer(
         self,
         images: Sequence[Path],

@@ -58,6 +58,12 @@ def patient(data: bytes) -> str | None:
     return None
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """(columns, rows), from the header. Raises whatever pydicom raises for damaged files."""
+    dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
+    return int(dataset.Columns), int(dataset.Rows)
+
+
 def _read(data: bytes) -> Dataset:
     if _DEFLATED in data[:4096]:
         raise NotTaken("is DICOM in the deflated transfer syntax: save it uncompressed")

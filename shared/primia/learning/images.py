@@ -127,6 +127,8 @@ def normalise(
 def original_size(data: bytes, name: str = "image") -> tuple[int, int]:
     """(width, height) of the image in a file's bytes, from its header. Raises ImageRejected."""
     try:
+        if dicom.is_dicom(data):
+            return dicom.size(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, name)
             return image.size

@@ -37,6 +37,7 @@ ArchitectureName = Literal[
 ]
 NormName = Literal["batch", "group"]
 
+WITHOUT_NORM: frozenset[ArchitectureName] = frozenset({"vgg16", "lenet"})
 MAX_CLASSES = 1000  # ImageNet's
 MAX_LABEL_LENGTH = 64
 # A seed travels as JSON, where integers above 2^53 lose digits in some readers.
@@ -145,7 +146,7 @@ class ModelSpec(Checked):
                 f"image_size: {self.architecture} takes {entry.smallest_image} to "
                 f"{entry.largest_image} pixels, not {self.image_size}"
             )
-        if self.norm == "group" and self.architecture in ("vgg16", "lenet"):
+        if self.norm == "group" and self.architecture in WITHOUT_NORM:
             raise ValueError(f"norm: {self.architecture} has no norms to choose")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != self.channels:

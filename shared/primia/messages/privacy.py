@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from primia.learning.accounting import DpSgd
 from primia.messages.common import Message
 
 
@@ -23,3 +24,11 @@ class StatisticsSettings(Message):
     @property
     def wanted(self) -> bool:
         return self.normalise or self.class_weights
+
+
+class PrivacySettings(Message):
+    """Differential privacy of the run's result; each site's own limits stand above it."""
+
+    dp_sgd: DpSgd | None = Field(
+        default=None, description="noise in each site's training: private towards everybody"
+    )

@@ -35,10 +35,11 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from primia.aggregation.terms import MIN_NODES, default_threshold
 from primia.evaluation.counts import Counts
+from primia.learning.accounting import without_account
 from primia.learning.config import ServerOptimiser, Stopping, TrainingConfig
 from primia.learning.statistics import Statistics
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
-from primia.messages.privacy import StatisticsSettings
+from primia.messages.privacy import PrivacySettings, StatisticsSettings
 
 MAX_NODES = 100
 MAX_ROUNDS = 10_000
@@ -113,6 +114,7 @@ class RunRequest(Message):
         default=(), max_length=MAX_COMPARED, description="versions that the sites evaluate as well"
     )
     statistics: StatisticsSettings = StatisticsSettings()
+    privacy: PrivacySettings = PrivacySettings()
     timeouts: Timeouts = Timeouts()
 
     @model_validator(mode="after")
@@ -127,6 +129,10 @@ class RunRequest(Message):
             )
         if self.statistics.class_weights and self.training.class_weights is not None:
             raise ValueError("give class weights, or let them be measured, not both")
+        if self.privacy.dp_sgd is not None:
+            wrong = without_account(self.training)
+            if wrong:
+                raise ValueError(f"dp_sgd goes without training.{', training.'.join(wrong)}")
         if self.aggregation.secure and len(self.nodes) < 2:
             raise ValueError("secure aggregation needs at least two nodes")
         if len(set(self.compare)) != len(self.compare):
@@ -169,6 +175,7 @@ class Proposal(Message):
         default=0, ge=0, le=MAX_COMPARED + 1, description="models evaluated beside the final one"
     )
     statistics: StatisticsSettings = StatisticsSettings()
+    privacy: PrivacySettings = PrivacySettings()
     timeouts: Timeouts
 
     @property
@@ -305,8 +312,8 @@ class TrainReport(Message):
     advertisement carries the site's keys for this round (both only when secure)."""
 
     samples: int = Field(ge=1, le=2**31)
-    loss: float
-    accuracy: float = Field(ge=0, le=1)
+    loss: float | None = None
+    accuracy: float | None = Field(default=None, ge=0, le=1)
     seconds: float = Field(ge=0)
     received: Scores | None = None
     stopped: bool = Field(default=False, description="early stopping has ended training here")
