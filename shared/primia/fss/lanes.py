@@ -100,6 +100,13 @@ class Emitter:
     def store(self, lanes: Lanes, address: Any) -> None:
         self.builder.store(lanes.value, address, align=8)
 
+    def prefetch(self, address: Any) -> None:
+        """Fetch the vector there into the cache; any address will do."""
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+        reading, kept, data = I32(0), I32(3), I32(1)
+        function = self._intrinsic("llvm.prefetch.p0", kind)
+        self.builder.call(function, [address, reading, kept, data])
+
     def load_numbers(self, address: Any, kind: Any) -> Lanes:
         """``width`` small integers, each in the low half of its word."""
         packed = self.builder.load(address, typ=ir.VectorType(kind, self.width), align=1)

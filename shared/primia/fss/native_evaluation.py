@@ -70,6 +70,7 @@ def emit(module: Any, name: str, width: int) -> None:
                 at = b.add(first, i)
                 node, path = e.load(e.word_at(nodes, i)), e.load(e.word_at(paths, i))
                 bit = (path >> distance) & e.word(1, 0)
+                e.prefetch(e.word_at(row, b.add(at, count)))  # of the next level, or the leaf
                 toggled = e.load_bits(extra, at).nonzero()
                 child = _step(e, node, bit, e.load(e.word_at(row, at)), toggled)
                 e.store(child, e.word_at(nodes, i))

@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import json
 import math
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,11 @@ class Half:
         """As ``open``, on a read-only memory map of a file."""
         if not path.stat().st_size:
             raise MalformedMessage("The dealt half is an empty file.")
-        return cls.open(np.memmap(path, dtype=np.uint8, mode="r"), plan, batch, party, deal_id)
+        with path.open("rb") as file:
+            # At once, where the system can: a page at a time it would happen while a peer waits.
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            data = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
+        return cls.open(memoryview(data), plan, batch, party, deal_id)
 
     def corrections(self) -> Cursor:
         """P0's corrections, in the order of the plan."""
