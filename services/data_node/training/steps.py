@@ -83,7 +83,10 @@ class Job:
 
 def review(job: Job, item: Review) -> None:
     """A row to decide on; under the policy "auto" the decision itself."""
+    from services.data_node.training import fitting  # torch: in workers only
+
     ctx = job.ctx
+    fitting.check_memory(item.proposal)
     with ctx.db.session() as session:
         row = session.get(WorkRow, job.item_id, with_for_update=True)
         if row is None or row.state != "open":

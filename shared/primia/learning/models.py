@@ -20,12 +20,12 @@ def create_model(spec: ModelSpec) -> nn.Module:
     Input: normalised pixels, float32 (N, channels, image_size, image_size); output (N, classes).
     torch's global generator is neither read nor moved.
     """
-    module = _without_weights(spec).to_empty(device="cpu")
+    module = without_weights(spec).to_empty(device="cpu")
     initialise(module, spec.seed)
     return module
 
 
-def _without_weights(spec: ModelSpec) -> nn.Module:
+def without_weights(spec: ModelSpec) -> nn.Module:
     """On the meta device, where the libraries' own initialisation draws nothing."""
     with torch.device("meta"):
         return build(spec)
@@ -71,7 +71,7 @@ def state_layout(module: nn.Module) -> Layout:
 
 def spec_layout(spec: ModelSpec) -> Layout:
     """The layout of a spec's model, without its weights in memory."""
-    return state_layout(_without_weights(spec))
+    return state_layout(without_weights(spec))
 
 
 def flatten(module: nn.Module) -> Vector:
@@ -99,7 +99,7 @@ def unflatten(module: nn.Module, vector: Vector) -> None:
 
 def load_model(spec: ModelSpec, vector: Vector) -> nn.Module:
     """The spec's module with this state, in evaluation mode."""
-    module = _without_weights(spec).to_empty(device="cpu")
+    module = without_weights(spec).to_empty(device="cpu")
     for buffer in module.buffers():
         if not buffer.is_floating_point():
             buffer.zero_()  # BatchNorm's counter, which is no part of the state

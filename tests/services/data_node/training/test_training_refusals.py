@@ -163,9 +163,10 @@ def test_a_model_that_cannot_be_built_is_explained(federation):
     grid = federation()
     card = grid.owner.proposal.model.model_copy(update={"architecture": "resnet999"})
     grid.owner.proposal = grid.owner.proposal.model_copy(update={"model": card})
-    grid.until("decision")
-    turn(grid.nodes[0])
-    assert "cannot be built" in failure(grid).detail
+    row = item_row(grid.nodes[0], turn(grid.nodes[0]))
+    decision = messages.Decision.model_validate_json(row.answer)
+    assert not decision.accepted
+    assert "cannot be built" in decision.reason
 
 
 def test_training_that_diverges_uploads_nothing(federation):
@@ -424,3 +425,14 @@ def test_an_owner_cannot_leave_rows_without_end(federation, monkeypatch):
         for number in range(4)
     ]
     assert [row is not None for row in taken] == [True, True, False, False]
+
+
+def test_a_training_that_does_not_fit_the_memory_is_refused_in_review(federation, monkeypatch):
+    from services.data_node.training import fitting
+
+    monkeypatch.setattr(fitting, "_memory", lambda: 100 << 20)
+    grid = federation(NAMES[:1], secure=False, rounds=1)
+    row = item_row(grid.nodes[0], turn(grid.nodes[0]))
+    decision = messages.Decision.model_validate_json(row.answer)
+    assert not decision.accepted
+    assert "does not fit this site's memory" in decision.reason
