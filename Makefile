@@ -58,5 +58,9 @@ bench-inference: setup ## time encrypted inference and its peers (DATA=…, BENC
 bench-training: setup ## time rounds of training and their peers (BENCH_OPTIONS=--help)
 	$(BIN)/python -m benchmarks.training $(BENCH_OPTIONS)
 
+fuzz: setup ## fuzz every parser and the step endpoint with atheris (SECONDS=60 each)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
 images: ## build the container image of each service (docker or podman)
 	deploy/build-images

@@ -1,0 +1,240 @@
+"""What is fuzzed: every parser of bytes that another party sends, and the step endpoint.
+
+A target takes any bytes. It returns, or raises what the project declares for wrong input
+(``PrimiaError`` below status 500); anything else is a finding, and so is memory beyond the bound.
+"""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+import numpy as np
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from primia.aggregation.envelopes import Envelope, Holding
+from primia.aggregation.terms import RoundId
+from primia.aggregation.wire import Header, Kind, frame, parse_frame
+from primia.codec import Reader, Writer
+from primia.errors import MalformedMessage, PrimiaError
+from primia.learning.calibration import pack, unpack
+from primia.learning.layout import Layout, read_metadata, read_state, write_state
+from primia.messages.inference import SESSION_TOKEN_HEADER, Deal, PlanOffer, ServedModels
+from primia.messages.rounds import WORK_ITEM, Confirmation, Envelopes, Shares, TrainReport
+from primia.mpc.compiled import CompiledModel
+from primia.mpc.material import Half, Manifest
+from primia.mpc.opening import parse_opening
+from primia.mpc.plan import Plan
+from primia.sharing import Share
+from services.model_owner.inference.host import OFFLINE, SessionHost
+from services.model_owner.inference.listener import create_listener
+from tests.support.inference import DEAL, SESSION, Builder, Session, weights_for
+
+Run = Callable[[bytes], object]
+
+# Beside 64 bytes for each byte of input: for objects of the interpreter, tables, the test client.
+MEMORY_BYTES = 24 << 20
+MEMORY_FACTOR = 64
+_ID = SESSION.hex()
+
+
+@dataclass(frozen=True)
+class Target:
+    """``seeds``: sound inputs, of which fuzzers make unsound ones."""
+
+    run: Run
+    seeds: tuple[bytes, ...]
+
+
+@cache
+def plan() -> Plan:
+    """A plan with a convolution, both kinds of gate and a label."""
+    b = Builder((1, 4, 4))
+    x = b.relu(b.max_pool(b.conv(0, 2)))
+    b.head(x, 2)
+    return b.plan(8, "label")
+
+
+def fresh_session() -> Session:
+    return Session(plan(), weights_for(plan(), 100))
+
+
+@cache
+def transcript() -> tuple[tuple[int, bytes, bytes], ...]:
+    """(number, request, answer) of every message of a sound session."""
+    session = fresh_session()
+    session.run(np.zeros((1, 1, 4, 4), np.float32))
+    offline = (OFFLINE, session.offline, session.accepted)
+    steps = zip(range(plan().requests), session.requests, session.responses, strict=True)
+    return (offline, *steps)
+
+
+def _half(party: int) -> Run:
+    return lambda data: Half.open(data, plan(), 1, party, DEAL)
+
+
+def _number(number: int) -> bytes:
+    return number.to_bytes(2, "little", signed=True)
+
+
+def step_endpoint(data: bytes) -> None:
+    """Two bytes choose the step, the rest is its body, sent to the session host's listener after
+    the sound messages before it. Never a server's error; the session goes on as if it had not
+    been, unless the message was the sound one."""
+    number = int.from_bytes(data[:2], "little", signed=True) % (plan().requests + 2) - 1
+    ended: list[bool] = []
+    host = SessionHost(4, 60, lambda _id, finished, _reason: ended.append(finished))
+    token = host.open(_ID, fresh_session().owner)
+    client = TestClient(create_listener(host, 1 << 16), raise_server_exceptions=True)
+    headers = {SESSION_TOKEN_HEADER: token}
+
+    def put(which: int, body: bytes) -> tuple[int, bytes]:
+        path = "offline" if which == OFFLINE else f"steps/{which}"
+        answer = client.put(f"/sessions/{_ID}/{path}", content=body, headers=headers)
+        return answer.status_code, answer.content
+
+    sound = transcript()
+    before = [each for each in sound if each[0] < number]
+    for which, request, answer in before:
+        check(put(which, request) == (200, answer), "a sound message is answered")
+    status, _ = put(number, data[2:])
+    check(status in (200, 400, 409, 410, 413), f"status {status}")
+    if status == 200 and (number, data[2:]) not in [each[:2] for each in sound]:
+        return  # another client's right to send what it likes: the session goes its own way
+    for which, request, answer in sound[len(before) :]:
+        check(put(which, request) == (200, answer), "the session goes on")
+    check(ended == [True], "the session ends")
+
+
+def client_step(data: bytes) -> None:
+    """Two bytes choose the answer that party 1 is given instead of the sound one."""
+    number = int.from_bytes(data[:2], "little") % plan().requests
+    session = fresh_session()
+    session.prepare()
+    request: bytes | None = session.client.first(np.zeros((1, 1, 4, 4), np.float32))
+    for at in range(number):
+        assert request is not None
+        request = session.client.step(session.owner.step(at, request))
+    session.client.step(data[2:])
+
+
+def check(condition: bool, what: str) -> None:
+    if not condition:
+        raise AssertionError(what)
+
+
+def reader(data: bytes) -> None:
+    """The first byte says how the rest is read."""
+    if not data:
+        return
+    source = Reader(data[1:])
+    reads: tuple[Callable[[], object], ...] = (
+        source.u8, source.u16, source.u32, source.u64,
+        lambda: source.blob(1 << 10), lambda: source.text(1 << 10), lambda: source.raw(7),
+        lambda: source.array("<u4", (3, 2)),
+    )  # fmt: skip
+    while True:
+        reads[data[0] % len(reads)]()
+
+
+def json_of(model: type) -> Run:
+    def parse(data: bytes) -> None:
+        try:
+            model.model_validate_json(data)
+        except ValidationError as error:
+            raise MalformedMessage("declared") from error
+
+    return parse
+
+
+def work_item(data: bytes) -> None:
+    try:
+        WORK_ITEM.validate_json(data)
+    except ValidationError as error:
+        raise MalformedMessage("declared") from error
+
+
+_ROUND = RoundId(bytes(16), 1)
+_LAYOUT = Layout.of([("weight", (2, 3), "parameters"), ("mean", (3,), "buffers")])
+
+
+def _update(kind: Kind) -> Target:
+    header = Header(kind, _ROUND, 5)
+    vector = np.arange(5, dtype=kind.dtype)
+    sound = b"".join(bytes(piece) for piece in frame(header, vector))
+    return Target(lambda data: parse_frame(data, header), (sound,))
+
+
+def _compiled() -> bytes:
+    return CompiledModel(plan(), weights_for(plan(), 100)).to_bytes()
+
+
+def _text(document: object) -> bytes:
+    return json.dumps(document).encode()
+
+
+@cache
+def targets() -> MappingProxyType[str, Target]:
+    session = fresh_session()
+    messages = [(number, request) for number, request, _ in transcript()]
+    answers = [answer for _, _, answer in transcript()[1:]]
+    state = write_state(np.arange(9, dtype=np.float32), _LAYOUT)
+    share = Share(1, 5)
+    envelope = Envelope((bytes(32), bytes(32)), bytes(96))
+    pixels = np.zeros((1, 1, 16, 16), np.uint8)
+    return MappingProxyType(
+        {
+            "step_endpoint": Target(
+                step_endpoint, tuple(_number(n + 1) + body for n, body in messages)
+            ),
+            "client_step": Target(
+                client_step, tuple(_number(n) + body for n, body in enumerate(answers))
+            ),
+            "half_0": Target(_half(0), (session.deal.half(0),)),
+            "half_1": Target(_half(1), (session.deal.half(1),)),
+            "manifest": Target(Manifest.parse, (session.deal.manifest.to_json(),)),
+            "plan": Target(Plan.parse, (plan().to_json(),)),
+            "opening": Target(lambda data: parse_opening(plan(), data), (session.opening,)),
+            "compiled": Target(CompiledModel.from_bytes, (_compiled(),)),
+            "codec": Target(
+                reader,
+                (b"\x04" + Writer().blob(b"abc").take(), b"\x05" + Writer().text("a").take()),
+            ),
+            "masked_update": _update(Kind.MASKED),
+            "plain_update": _update(Kind.PLAIN),
+            "envelope": Target(Envelope.parse, (envelope.to_bytes(),)),
+            "holding": Target(Holding.from_bytes, (Holding(share, share).to_bytes(),)),
+            "share": Target(Share.from_bytes, (share.to_bytes(),)),
+            "state": Target(lambda data: read_state(data, _LAYOUT), (state,)),
+            "state_metadata": Target(read_metadata, (state,)),
+            "calibration": Target(lambda data: unpack(data, (1, 16, 16)), (pack(pixels),)),
+            "work_item": Target(work_item, (_text({"kind": "train", "run": "0" * 32}),)),
+            "report": Target(json_of(TrainReport), (_text({"samples": 3, "loss": 0.5}),)),
+            "envelopes": Target(json_of(Envelopes), (_text({"envelopes": {"a": "AA"}}),)),
+            "confirmation": Target(json_of(Confirmation), (_text({"survivors": ["a"]}),)),
+            "shares": Target(json_of(Shares), (_text({"shares": {"a": "AA"}}),)),
+            "served_models": Target(json_of(ServedModels), (_text({"models": []}),)),
+            "deal": Target(json_of(Deal), (_text({"id": "0" * 32}),)),
+            "plan_offer": Target(json_of(PlanOffer), (_text({"plan": "{}", "stock": 1}),)),
+        }
+    )
+
+
+def attempt(target: Target, data: bytes) -> None:
+    """Run it; raises whatever is a finding."""
+    tracemalloc.start()
+    try:
+        target.run(data)
+    except PrimiaError as error:
+        if error.status >= 500 and not isinstance(error, MalformedMessage):
+            raise
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    bound = MEMORY_BYTES + MEMORY_FACTOR * len(data)
+    check(peak <= bound, f"{peak} bytes of memory for {len(data)} of input")
