@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 from primia.chassis.context import Context
-from primia.chassis.files import out_of_space_is_typed
+from primia.chassis.files import out_of_space_is_typed, replace_durably
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
@@ -79,7 +79,7 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
                 return
             store.record_dealt(current, manifest)
             for part, draft in drafts.items():
-                os.replace(draft, part_path(ctx, row.id, part))
+                replace_durably(draft, part_path(ctx, row.id, part))
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from services.data_node.inference.patience import BUSY_SECONDS, patiently
 from services.data_node.inference.served import dealer
 
 _WAIT_SECONDS = 10
+FOLDER = "halves"
 # On demand the dealer may need minutes for a large model on a small machine.
 _DEAL_SECONDS = 900
 
@@ -51,7 +52,7 @@ def until_reserved(ctx: Context, deal: Deal, go_on: Callable[[], None]) -> Deal:
 
 def fetch(ctx: Context, deal: Deal, plan: Plan, batch: int) -> Half:
     """Half 1 as a memory map whose file has no name any more: nothing is left after a crash."""
-    path = ctx.files.path("halves", deal.id)
+    path = ctx.files.path(FOLDER, deal.id)
     try:
         download(ctx, deal, plan, batch, path)
         half = Half.map(path, plan, batch, 1, bytes.fromhex(deal.id))

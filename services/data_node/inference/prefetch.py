@@ -30,6 +30,7 @@ from services.data_node.tables import Base
 
 log = get_logger(__name__)
 FETCH = "inference.fetch"
+FOLDER = "prefetched"
 _FETCHING, _KEPT, _TAKEN, _DROPPED = "fetching", "kept", "taken", "dropped"
 # An inference that takes a deal needs this long before both halves are handed out.
 _MARGIN = timedelta(minutes=5)
@@ -60,7 +61,7 @@ class Kept:
 
 
 def half_path(ctx: Context, row_id: str) -> Path:
-    return ctx.files.path("prefetched", row_id)
+    return ctx.files.path(FOLDER, row_id)
 
 
 def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
@@ -210,6 +211,14 @@ def _burn(ctx: Context, deal_id: str) -> None:
         dealer(ctx).delete(f"/deals/{deal_id}")
     except PrimiaError as error:
         log.warning("a deal was not burned", deal=deal_id, detail=error.detail)
+
+
+def tidy(ctx: Context, seconds: float) -> None:
+    """Remove old halves of rows that neither keep nor fetch one."""
+    with ctx.db.reading() as session:
+        wanted = PrefetchedDeal.state.in_((_FETCHING, _KEPT))
+        keep = set(session.scalars(select(PrefetchedDeal.id).where(wanted)))
+    ctx.files.remove_stale(FOLDER, seconds, keep=keep)
 
 
 def counts(ctx: Context) -> dict[str, int]:

@@ -8,15 +8,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from primia.chassis.context import Context
+from primia.chassis.files import replace_durably
 from primia.chassis.peers import PeerClient
 from primia.errors import MalformedMessage
 from primia.messages.inference import MAX_PLAN_BYTES, ServedModel, ServedModels, ServedPlan
 from primia.mpc.client import PreparedOpening
 from primia.mpc.opening import opening_size
 from primia.mpc.plan import Plan
+from primia.prg import fresh_bytes
 
 _CACHE = "inference.openings"
-_FOLDER = "openings"
+FOLDER = "openings"
 
 
 def owner(ctx: Context) -> PeerClient:
@@ -92,16 +94,18 @@ def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
     size = opening_size(plan)
     if wanted.opening_bytes != size:
         raise MalformedMessage("The opening has another size than the plan says.")
-    path = ctx.files.path(_FOLDER, f"{wanted.plan}.{wanted.opening_sha256[:16]}")
+    path = ctx.files.path(FOLDER, f"{wanted.plan}.{wanted.opening_sha256[:16]}")
     fetched = 0
     if not path.exists():
         ctx.files.require(size)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        owner(ctx).download(
-            f"{base}/opening?result={wanted.result}&accuracy={wanted.accuracy}", partial, size
-        )
-        partial.replace(path)
+        # A name of its own: another worker may fetch the same.
+        partial = path.with_name(f"{path.name}.{fresh_bytes(4).hex()}.partial")
+        asked = f"{base}/opening?result={wanted.result}&accuracy={wanted.accuracy}"
+        try:
+            owner(ctx).download(asked, partial, size)
+            replace_durably(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         fetched = size
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != wanted.opening_sha256:

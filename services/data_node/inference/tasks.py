@@ -18,7 +18,7 @@ from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
 from primia.errors import LocalError, PeerError, PeerUnavailable, PrimiaError
 from primia.messages.inference import Cost, InferenceResult
-from services.data_node.inference import prefetch, store, streamed
+from services.data_node.inference import material, prefetch, served, store, streamed
 from services.data_node.inference.domain import (
     MAX_ATTEMPTS,
     State,
@@ -33,6 +33,10 @@ log = get_logger(__name__)
 RUN = "inference.run"
 BURN = "inference.burn"
 _LEASE_SECONDS = 30
+# No download takes so long.
+_STALE_SECONDS = 6 * 3600
+# An opening is fetched again where it is needed after all.
+_UNUSED_SECONDS = 30 * 86400
 # Progress is for people: rows are not written more often than they look.
 _PROGRESS_SECONDS = 0.25
 
@@ -249,7 +253,19 @@ def resend(ctx: Context) -> None:
         ctx.jobs.enqueue(BURN, inference_id)
 
 
+def tidy(ctx: Context) -> None:
+    """Remove files that a worker was killed over, and openings that are not asked for any more."""
+    ctx.files.remove_stale(material.FOLDER, _STALE_SECONDS)
+    ctx.files.remove_stale(served.FOLDER, _STALE_SECONDS, ".partial")
+    ctx.files.remove_stale(served.FOLDER, _UNUSED_SECONDS)
+    prefetch.tidy(ctx, _STALE_SECONDS)
+
+
 TASKS: Mapping[str, Task] = MappingProxyType({RUN: run, BURN: burn, prefetch.FETCH: prefetch.fetch})
 SWEEPS: Mapping[str, tuple[float, Sweep]] = MappingProxyType(
-    {"inference.resend": (15.0, resend), "inference.prefetch": (20.0, prefetch.refill)}
+    {
+        "inference.resend": (15.0, resend),
+        "inference.prefetch": (20.0, prefetch.refill),
+        "inference.tidy": (600.0, tidy),
+    }
 )

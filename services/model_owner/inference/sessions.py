@@ -24,6 +24,7 @@ from services.model_owner.inference.serving import dealer
 
 log = get_logger(__name__)
 WORKER = "inference.worker"
+FOLDER = "sessions"
 # A session that is being prepared waits for this long for its half; an open one whose worker does
 # not renew it for this long is lost.
 PREPARE_SECONDS = 600
@@ -94,7 +95,7 @@ def _fetch_half(ctx: Context, row: store.SessionRow, plan: Plan) -> Half:
     )
     _check_deal(deal, row, plan)
     size = half_size(plan, row.batch, 0)
-    path = ctx.files.path("sessions", f"{row.id}.half")
+    path = ctx.files.path(FOLDER, f"{row.id}.half")
     try:
         ctx.files.require(size)
         manifest = Manifest(p0=deal.own_sha256 or "", p1="", common=deal.common_sha256 or "")

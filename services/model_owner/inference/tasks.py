@@ -9,12 +9,20 @@ from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from services.model_owner.inference import serving, sessions, store
 
+# No download of a half takes so long.
+_STALE_SECONDS = 6 * 3600
+
 
 def resend(ctx: Context) -> None:
     with ctx.db.reading() as session:
         waiting = store.to_compile(session)
     for plan_id in waiting:
         ctx.jobs.enqueue("inference.compile", plan_id)
+
+
+def tidy(ctx: Context) -> None:
+    """Remove halves that a worker was killed over: of a living one the file is gone in seconds."""
+    ctx.files.remove_stale(sessions.FOLDER, _STALE_SECONDS)
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -26,5 +34,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     }
 )
 SWEEPS: Mapping[str, tuple[float, Sweep]] = MappingProxyType(
-    {"inference.resend": (10.0, resend), "inference.watch": (10.0, sessions.watch)}
+    {
+        "inference.resend": (10.0, resend),
+        "inference.watch": (10.0, sessions.watch),
+        "inference.tidy": (600.0, tidy),
+    }
 )

@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse
 
 from primia.chassis.auth import require
 from primia.chassis.context import Context, Ctx
+from primia.chassis.files import replace_durably
 from primia.chassis.identity import Principal
 from primia.chassis.large_files import LargeFile
 from primia.chassis.problems import responses
@@ -169,11 +170,11 @@ async def calibrate(ctx: Ctx, request: Request, name: Name, version: Number) -> 
     size). Used when the version is compiled for encrypted inference: withdraw it and serve it
     again if it is served already. The images stay here."""
     row, shape = await run_sync(_calibrated, ctx, name, version)
-    target = weights.calibration_path(ctx.files, f"{row.id}.{fresh_bytes(8).hex()}")
+    target = weights.upload_path(ctx.files, f"calibration-{fresh_bytes(8).hex()}")
     try:
         await receive.to_file(request, ctx.files, target, largest_file(shape))
         await run_sync(_check_calibration, target, shape)
-        target.replace(weights.calibration_path(ctx.files, row.id))
+        await run_sync(replace_durably, target, weights.calibration_path(ctx.files, row.id))
     finally:
         target.unlink(missing_ok=True)
 
@@ -227,6 +228,6 @@ def _add_upload(
             image_size=image_size or spec.image_size,
             parent=parent,
         )
-        received.rename(weights.upload_path(ctx.files, row.id))
+        replace_durably(received, weights.upload_path(ctx.files, row.id))
         ctx.jobs.enqueue_after(session, "registry.prepare", row.id)
     return version_report(row)

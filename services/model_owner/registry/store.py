@@ -233,6 +233,12 @@ def made_by(session: Session, run: str) -> ModelVersion | None:
     return session.scalar(select(ModelVersion).where(ModelVersion.run == run))
 
 
+def being_prepared(session: Session) -> Sequence[str]:
+    """Ids of all versions that are not settled, held by a worker or not."""
+    wanted = select(ModelVersion.id).where(ModelVersion.state == "preparing")
+    return session.scalars(wanted).all()
+
+
 def preparing(session: Session, now: datetime) -> Sequence[str]:
     """Ids of versions that want their task and that no worker holds."""
     wanted = select(ModelVersion.id).where(

@@ -17,6 +17,8 @@ from services.model_owner.registry.weights import Written
 log = get_logger(__name__)
 # A version that took the worker down this often will do so again.
 MAX_ATTEMPTS = 5
+# No upload of a model takes so long.
+_STALE_SECONDS = 6 * 3600
 
 
 def prepare(ctx: Context, version_id: str) -> None:
@@ -79,6 +81,15 @@ def _fail(ctx: Context, version_id: str, reason: str) -> None:
     log.warning("version failed", model=row.model, version=row.version, reason=reason)
 
 
+def tidy(ctx: Context) -> None:
+    """Remove what uploads left that broke off; those of versions in preparation stay."""
+    with ctx.db.reading() as session:
+        waiting = store.being_prepared(session)
+    keep = {weights.upload_path(ctx.files, version_id).name for version_id in waiting}
+    for suffix in (weights.UPLOAD, ".tmp"):
+        ctx.files.remove_stale(weights.FOLDER, _STALE_SECONDS, suffix, keep)
+
+
 def resend(ctx: Context) -> None:
     with ctx.db.reading() as session:
         waiting = store.preparing(session, ctx.clock.now())
@@ -87,4 +98,7 @@ def resend(ctx: Context) -> None:
 
 
 TASKS: Mapping[str, Task] = {"registry.prepare": prepare}
-SWEEPS: Mapping[str, tuple[float, Sweep]] = {"registry.resend": (15.0, resend)}
+SWEEPS: Mapping[str, tuple[float, Sweep]] = {
+    "registry.resend": (15.0, resend),
+    "registry.tidy": (600.0, tidy),
+}

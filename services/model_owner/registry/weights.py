@@ -12,6 +12,7 @@ from primia.learning.spec import ModelSpec
 from services.model_owner.registry.domain import Size
 
 _CHUNK = 1 << 20
+FOLDER, UPLOAD = "models", ".upload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,17 @@ class Written:
 
 
 def weights_path(files: Files, version_id: str) -> Path:
-    return files.path("models", f"{version_id}.safetensors")
+    return files.path(FOLDER, f"{version_id}.safetensors")
 
 
 def upload_path(files: Files, version_id: str) -> Path:
     """What a user sent, until it has been checked."""
-    return files.path("models", f"{version_id}.upload")
+    return files.path(FOLDER, f"{version_id}{UPLOAD}")
 
 
 def calibration_path(files: Files, version_id: str) -> Path:
     """The owner's images for measuring the model's values; not every version has them."""
-    return files.path("models", f"{version_id}.calibration")
+    return files.path(FOLDER, f"{version_id}.calibration")
 
 
 def layout_of(spec: ModelSpec) -> Layout:

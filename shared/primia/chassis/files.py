@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,14 +56,44 @@ class Files:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_durably(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def remove_stale(
+        self, folder: str, seconds: float, suffix: str = "", keep: Collection[str] = ()
+    ) -> int:
+        """Delete a folder's files that nobody has written to for so long: what a process that was
+        killed has left. Only names that end with ``suffix``; ``keep``: names that are needed,
+        however old. Returns how many went."""
+        limit = time.time() - seconds
+        gone = 0
+        for path in self._files(folder):
+            with contextlib.suppress(FileNotFoundError):  # another worker was faster
+                stale = path.name.endswith(suffix) and path.name not in keep
+                if stale and path.stat().st_mtime < limit:
+                    path.unlink()
+                    gone += 1
+        return gone
+
+    def _files(self, folder: str) -> list[Path]:
+        place = self.root / folder
+        return [each for each in place.iterdir() if each.is_file()] if place.is_dir() else []
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
         self.require(len(data))
         with self.replacing(path) as file:
             file.write(data)
+
+
+def replace_durably(source: Path, target: Path) -> None:
+    """Rename, and have the new name on the disk before this returns: a row may refer to it."""
+    source.replace(target)
+    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _create(path: Path) -> BinaryIO:

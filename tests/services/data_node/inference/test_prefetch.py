@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 
 import pytest
 
-from services.data_node.inference import prefetch
+from services.data_node.inference import prefetch, tasks
 from tests.support.contexts import Cast
 from tests.support.encrypted import DEALER, NODE, OWNER, network, picture
 from tests.support.servers import wait_until
@@ -78,6 +79,25 @@ def test_a_broken_download_leaves_no_deal_behind(grid, monkeypatch):
     new = lambda: {state for deal, state in grid.deals().items() if deal not in known}  # noqa: E731
     wait_until(lambda: new() == {"spent"}, what="the burning")
     assert kept_files(grid) == []
+
+
+def test_what_a_killed_worker_left_is_removed_and_kept_halves_are_not(full):
+    worker = full[NODE].worker
+    long_ago = time.time() - 7 * 3600
+    kept = kept_files(full)
+    places = (("halves", "a"), ("prefetched", "0" * 32), ("openings", "b.partial"))
+    left = [worker.files.path(*place) for place in places]
+    opening = worker.files.path("openings", "c")
+    for path in (*left, opening):
+        path.write_bytes(b"half")
+    for path in (*left, opening, *kept):
+        os.utime(path, (long_ago, long_ago))
+    tasks.tidy(worker)
+    assert not any(path.exists() for path in left)
+    assert opening.exists()
+    assert sorted(kept_files(full)) == sorted(kept)
+    status, _ = full.classify(picture(1))
+    assert status["attempts"] == 1
 
 
 def _plan(grid):

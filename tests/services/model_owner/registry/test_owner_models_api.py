@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 
 import numpy as np
 import pytest
@@ -276,6 +278,21 @@ def test_a_worker_that_dies_too_often_over_a_version_gives_it_up(federation, mon
     federation.work()
     assert version(federation)["state"] == "failed"
     assert "interrupted too often" in version(federation)["reason"]
+
+
+def test_uploads_that_broke_off_are_removed(federation):
+    federation.with_model()
+    assert upload(federation, state(federation)).status_code == 202
+    folder = federation.ctx.files.path("models", "x").parent
+    (folder / "chest-0011.upload").write_bytes(b"half")
+    (folder / "weights.0011.tmp").write_bytes(b"half")
+    long_ago = time.time() - 7 * 3600
+    for path in folder.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    tasks.tidy(federation.ctx)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".safetensors", ".upload"]
+    federation.work()  # the upload that waits for its check is still there
+    assert version(federation, 2)["state"] == "ready"
 
 
 def test_preparing_twice_changes_nothing(federation):
