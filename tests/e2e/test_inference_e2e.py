@@ -110,6 +110,7 @@ def test_securenn_is_tried_again_when_a_party_dies(
     up(world.grid)
     status = node.wait_inference(job.id)
     assert status.state == "done", status.reason
+    assert status.attempts > 1
     plain = plain_logits(world, resnet, files, tmp_path)
     predictions = node.result(job.id).predictions
     scores = np.array([[(p.scores or {})[name] for name in CLASSES] for p in predictions])
@@ -194,9 +195,11 @@ def test_the_command_line(sqlite_world: World, small: str):
     assert small in {model["name"] for model in models["models"]}
     picture = str(pictures(sqlite_world, 1)[0])
     arguments = ("infer", picture, "--model", small, "--node", "hospital-a", "--format", "json")
-    answer = primia(*arguments)
-    assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout)["predictions"][0]["label"] in CLASSES
+    for protocol in ("fss", "securenn"):
+        answer = primia(*arguments, "--protocol", protocol)
+        assert answer.returncode == 0, answer.stderr
+        assert json.loads(answer.stdout)["predictions"][0]["label"] in CLASSES
+    assert "fss or securenn" in primia(*arguments, "--protocol", "aes").stderr
     wrong = primia("infer", picture, "--model", "nothing", "--node", "hospital-a")
     assert wrong.returncode == 1
     assert len(wrong.stderr.strip().splitlines()) == 1

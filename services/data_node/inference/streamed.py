@@ -26,6 +26,8 @@ from services.data_node.inference.served import dealer, owner, public_plan
 
 _OPENINGS = "inference.streamed openings"
 _SILENCE_SECONDS = 120.0
+# Before a session is open nothing is lost by waiting for a peer that is started again.
+_AWAY_SECONDS = 60.0
 
 
 @dataclass
@@ -43,7 +45,9 @@ def attempt(
     """As ``run.attempt``. Nothing is left to burn: a session ends with its streams."""
     wanted, batch = row.plan(), len(pixels)
     report.begin("material")
-    plan = public_plan(ctx, row.model_served(), wanted)
+    plan = patiently(
+        lambda: public_plan(ctx, row.model_served(), wanted), report.go_on, away=_AWAY_SECONDS
+    )
     assistance, session = _open(ctx, row, batch, report)
     streams = {
         OWNER: CalledStream(owner(ctx), f"/inference/streams/{session}/stream", _SILENCE_SECONDS),
@@ -57,7 +61,9 @@ def _open(ctx: Context, row: store.Inference, batch: int, report: Report) -> tup
     """The sessions at the crypto provider and at the model owner, in this order."""
     wanted = row.plan()
     asked = AssistanceRequest(plan=wanted.plan, digest=wanted.digest, batch=batch)
-    answer = patiently(lambda: dealer(ctx).post("/assistances", asked), report.go_on)
+    answer = patiently(
+        lambda: dealer(ctx).post("/assistances", asked), report.go_on, away=_AWAY_SECONDS
+    )
     assistance = dealer(ctx).parse(answer, Assistance)
     if assistance.owner != ctx.settings.owner_name:
         raise MalformedMessage("The crypto provider names another model owner for this plan.")

@@ -177,3 +177,18 @@ def test_lists(db):
         assert store.unfinished(session, NOW) == [f"{0:032x}"]
         later = NOW + timedelta(seconds=61)
         assert store.unfinished(session, later) == [f"{n:032x}" for n in (0, 1)]
+
+
+def test_a_peer_that_is_away_is_waited_for_where_nothing_is_held(monkeypatch):
+    monkeypatch.setattr("services.data_node.inference.patience._PAUSE_SECONDS", 0)
+    answers = iter([PeerUnavailable("It is gone."), PeerUnavailable("It is gone."), "answer"])
+
+    def call():
+        found = next(answers)
+        if isinstance(found, PeerUnavailable):
+            raise found
+        return found
+
+    with pytest.raises(PeerUnavailable):
+        patiently(call, lambda: None)
+    assert patiently(call, lambda: None, away=60) == "answer"
