@@ -57,12 +57,12 @@ class LinearMap:
         terms = math.prod(weight.shape[1:])
         if terms > MAX_TERMS:
             raise InvalidInput(f"A sum of {terms} products is not exact; {MAX_TERMS} are.")
-        suits = digits.MIN_TERMS <= terms <= digits.MAX_TERMS
-        suits = suits and (window is None or window.groups == 1)
         self._shape = weight.shape
-        self._map: Callable[[Ring], Ring] = (
-            _digit_map(weight, window) if suits and digits.available() else FloatMap(weight, window)
-        )
+        self._map: Callable[[Ring], Ring]
+        if digits.suits(weight, window.groups if window else 1):
+            self._map = digits.linear(weight, (window.stride, window.padding) if window else None)
+        else:
+            self._map = FloatMap(weight, window)
 
     def __call__(self, x: Ring) -> Ring:
         """x: (N, in, H, W) or (N, in) -> (N, out, H', W') or (N, out), exact mod 2^32."""
@@ -70,13 +70,6 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap(<{self._shape}>)"
-
-
-def _digit_map(weight: NDArray[Any], window: Window | None) -> Callable[[Ring], Ring]:
-    if window is not None:
-        return digits.DigitMap(weight, window.stride, window.padding)
-    single = digits.DigitMap(weight[:, :, None, None], (1, 1), (0, 0))
-    return lambda x: single(x[:, :, None, None])[:, :, 0, 0]
 
 
 class FloatMap:

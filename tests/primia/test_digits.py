@@ -87,11 +87,33 @@ def test_bands_and_groups_of_images_change_nothing(monkeypatch, size):
 
 
 @needs_bytes
-def test_the_largest_sums_do_not_saturate():
-    """2^17 products of the largest digits: a sum of 2^31 wraps, as the ring does."""
-    x = np.full((1, digits.MAX_TERMS, 1, 1), 0x80808080, dtype=np.uint32)
-    found = DigitMap(np.full((1, digits.MAX_TERMS, 1, 1), -128, np.int32), (1, 1), (0, 0))(x)
-    assert int(found[0, 0, 0, 0]) == digits.MAX_TERMS * -128 * -0x80808080 % 2**32
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_largest_sums_do_not_saturate(bits):
+    """As many products of the largest digits as there may be: nearly 2^31 each."""
+    size, terms = bits // 8, digits.MAX_TERMS
+    least = sum(-128 << 8 * i for i in range(size))
+    x = np.full((1, terms, 1, 1), least % 2**bits, dtype=f"u{size}")
+    found = DigitMap(np.full((1, terms, 1, 1), -128, f"i{size}"), (1, 1), (0, 0))(x)
+    assert int(found[0, 0, 0, 0]) == terms * -128 * least % 2**bits
+
+
+@needs_bytes
+@pytest.mark.parametrize("shift", [0, 24, 40, 56])
+@pytest.mark.parametrize(
+    ("kernel", "window"), [((3, 3), Window((1, 1), (1, 1))), ((1, 1), Window((2, 2)))]
+)
+def test_convolutions_over_64_bits_are_exact(kernel, window, shift):
+    def wide(number, shape):
+        return words(number, (*shape, 2)).view(np.uint64)[..., 0]
+
+    x, weight = wide(8, (2, 4, 5, 5)), wide(9, (3, 4, *kernel)).view(np.int64) >> shift
+    found = DigitMap(weight, window.stride, window.padding)(x)
+    pad_h, pad_w = window.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (pad_h, pad_h), (pad_w, pad_w)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
+    seen = seen[:, :, :: window.stride[0], :: window.stride[1]]
+    expected = np.einsum("nchwij,ocij->nohw", seen, weight.view(np.uint64))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_machines_that_saturate_use_floats(monkeypatch):

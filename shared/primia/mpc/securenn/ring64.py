@@ -1,20 +1,22 @@
 """Tensors over Z_2^64 (uint64, two's complement) and exact linear maps on them.
 
-As ``primia.ring`` for 32 bits: a product runs in float64 on limbs, sums of products stay exact
-below 2^53. A narrow weight (the owner's) meets the limbs of the input in one batch; two full
-factors (masks) take six limb products, of 22, 21 and 21 bits with signs: the other three vanish
-mod 2^64. Sums of too many terms are split along the input's channels, at no further cost.
+As ``primia.ring`` for 32 bits: on signed bytes where the processor has dot products of them.
+Elsewhere a product runs in float64 on limbs, and sums of products stay exact below 2^53. A narrow
+weight (the owner's) meets the limbs of the input in one batch; two full factors (masks) take six
+limb products, of 22, 21 and 21 bits with signs: the other three vanish mod 2^64. Sums of too many
+terms are split along the input's channels, at no further cost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from primia import digits
 from primia.errors import InvalidInput
 from primia.prg import Stream
 from primia.ring import EXACT, Real, Window
@@ -43,9 +45,18 @@ class LinearMap64:
         self.window = window
         self._weight = weight
         self.narrow = weight.dtype == np.int32
+        self._digits: Callable[[Words], Words] | None = None
+        if digits.suits(weight, window.groups if window else 1):
+            wide = weight.astype(np.int64) if self.narrow else weight
+            place = (window.stride, window.padding) if window else None
+            self._digits = digits.linear(wide, place)
 
     def __call__(self, x: Words) -> Words:
         """x: (N, in, H, W) or (N, in) -> (N, out, H', W') or (N, out), exact mod 2^64."""
+        return self._digits(x) if self._digits else self.by_floats(x)
+
+    def by_floats(self, x: Words) -> Words:
+        """The same on any machine."""
         return self._narrow(x) if self.narrow else self._full(x)
 
     def _narrow(self, x: Words) -> Words:
