@@ -25,7 +25,9 @@ class DataNodeSettings(ServiceSettings):
         description="join runs without secure aggregation: the owner sees this site's own update",
     )
     statistics_minimum: int = Field(
-        default=10, ge=2, description="training images below which this site gives no statistics"
+        default=10,
+        ge=2,
+        description="images below which this site gives no statistics and no counts",
     )
     privacy_epsilon: float | None = Field(
         default=None,

@@ -27,7 +27,7 @@ def test_a_search_a_run_with_every_kind_of_option_and_its_report(sqlite_world: W
         mixup=0.2,
         label_smoothing=0.05,
         proximal=0.01,
-        test_fraction=0.2,
+        test_fraction=0.4,
         local_stopping=LocalStopping(patience=50),
     )
     run = RunRequest(

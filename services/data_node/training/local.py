@@ -160,13 +160,16 @@ def evaluate(
     parts = _images(ctx, proposal, spec, site, stop)
     return ModelEvaluation(
         scores=_score(module, parts.validation, stop),
-        validation=_counts(module, parts.validation, stop),
-        test=_counts(module, parts.test, stop),
+        validation=_counts(ctx, module, parts.validation, stop),
+        test=_counts(ctx, module, parts.test, stop),
     )
 
 
-def _counts(module: torch.nn.Module, data: ImageData | None, stop: Stop) -> Counts | None:
-    if data is None:
+def _counts(
+    ctx: Context, module: torch.nn.Module, data: ImageData | None, stop: Stop
+) -> Counts | None:
+    """None of fewer images than the site's minimum: counts of a few would tell of each."""
+    if data is None or len(data) < ctx.settings.statistics_minimum:
         return None
     return count(predict(module, data, device="auto", should_stop=_asking(stop)), data.labels)
 

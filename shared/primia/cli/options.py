@@ -40,7 +40,7 @@ def put(document: Document, path: str, value: object) -> None:
     *folders, name = path.split(".")
     place = document
     for folder in folders:
-        inner = place.setdefault(folder, {})
+        inner = place[folder] = {} if place.get(folder) is None else place[folder]
         if not isinstance(inner, dict):
             raise InvalidInput(f"{folder} in {path} is no group of settings.")
         place = inner

@@ -59,6 +59,12 @@ class TrainingSettings(TrainingConfig):
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
+    @model_validator(mode="after")
+    def _watched(self) -> TrainingSettings:
+        if self.local_stopping is not None and self.validation_fraction == 0:
+            raise ValueError("local stopping needs validation images: validation_fraction is 0")
+        return self
+
 
 class AggregationSettings(Message):
     secure: bool = True
@@ -135,6 +141,8 @@ class RunRequest(Message):
                 raise ValueError(f"dp_sgd goes without training.{', training.'.join(wrong)}")
         if self.aggregation.secure and len(self.nodes) < 2:
             raise ValueError("secure aggregation needs at least two nodes")
+        if self.training.validation_fraction == 0 and (self.stopping or self.selection != "last"):
+            raise ValueError("stopping and selection need validation images: the fraction is 0")
         if len(set(self.compare)) != len(self.compare):
             raise ValueError("a version to compare with is named twice")
         self._check_threshold()

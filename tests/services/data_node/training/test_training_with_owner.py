@@ -170,6 +170,8 @@ def test_statistics_are_given_once_a_run(owner, sites):
 
 def test_a_run_is_reported_with_figures_and_repeated_from_its_report(owner, sites):
     model_owner, _ = owner
+    for node in sites:
+        node.settings = node.settings.model_copy(update={"statistics_minimum": 1})
     training = {"image_size": 16, "batches": 2, "batch_size": 4, "test_fraction": 0.3}
     run = model_owner.start(rounds=2, training=training, selection="best_loss", compare=[1])
     play(model_owner, sites)
@@ -201,6 +203,16 @@ def test_a_run_is_reported_with_figures_and_repeated_from_its_report(owner, site
     repeated = model_owner.show(again.json()["id"])
     second = model_owner.version_weights(repeated["final_version"])
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_site_with_few_images_sends_scores_and_no_counts(owner, sites):
+    model_owner, _ = owner
+    run = model_owner.start(training={"image_size": 16, "batches": 1, "batch_size": 4})
+    play(model_owner, sites)
+    report = RunDocument.model_validate(model_owner.user("GET", f"/rounds/{run}/report").json())
+    assert report.run.final is not None
+    (last,) = report.models
+    assert last.overall.validation is None
 
 
 def test_a_run_that_has_not_begun_has_a_report_too(owner, sites):

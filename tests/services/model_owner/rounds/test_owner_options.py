@@ -12,6 +12,7 @@ from tests.services.model_owner.federation import NODES, Federation, exact_mean
 
 PLAIN = {"aggregation": {"secure": False}}
 STOPS = {"patience": 1}
+NO_VALIDATION = {"training": {"image_size": 16, "validation_fraction": 0}}
 
 
 def stepped(federation: Federation, config: ServerOptimiser, rounds: int) -> np.ndarray:
@@ -175,6 +176,9 @@ def test_a_lost_site_costs_one_timeout_and_comes_back(federation):
         ({"stopping": {"patience": 0}}, "patience"),
         ({"selection": "best_test"}, "selection"),
         ({"compare": [1, 1]}, "twice"),
+        ({**NO_VALIDATION, "selection": "best_loss"}, "selection need"),
+        ({**NO_VALIDATION, "stopping": {"patience": 3}}, "stopping and"),
+        ({"training": {**NO_VALIDATION["training"], "local_stopping": {}}}, "local stopping"),
         ({"compare": [7]}, "no version 7"),
         ({"training": {"image_size": 16, "algorithm": "fedsgd", "epochs": 2}}, "fedsgd"),
     ],
