@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -29,7 +30,7 @@ from benchmarks import inference_plots
 from benchmarks.bed import link, models
 from benchmarks.bed.encrypted import Answer, infer
 from benchmarks.bed.link import Network
-from benchmarks.bed.report import Figure, Report, choose
+from benchmarks.bed.report import Figure, Report, choose, end_on_signal
 from benchmarks.bed.services import Bed, bed
 from benchmarks.peers import crypten
 from benchmarks.peers.environment import PeerMissing
@@ -49,6 +50,7 @@ GROUPS = {
     "securenn": "SecureNN at the same delays, and what FSS saves",
     "crypten": "CrypTen 0.4.1 as shipped on the same networks",
     "agreement": "labels and logits against the plain model",
+    "breakdown": "one inference at 10 ms one way, step by step",
     "sweep": "delays 0 to 200 ms and 10 Mbit/s to 10 Gbit/s, for the plots",
     "batch": "1 to 64 images in one session",
     "sides": "images of 28 to 512 pixels a side",
@@ -63,19 +65,24 @@ _SWEEP_RATES = (10.0, 30.0, 300.0, 1000.0, 10_000.0)
 
 def main() -> None:
     given = _arguments()
+    end_on_signal()
     report = Report("inference", "benchmarks.inference")
     with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
         bench = Bench(given, report, Path(folder))
-        for group in choose(given.only, tuple(GROUPS)):
-            report.say(f"{group}: {GROUPS[group]}")
-            try:
-                _RUN[group](bench)
-            except Exception as error:  # noqa: BLE001 - the other groups still have something to say
-                bench.missing(group, "", f"{type(error).__name__}: {error}"[:300])
-        bench.close()
+        with bench.open:
+            for group in choose(given.only, tuple(GROUPS)):
+                _group(bench, group)
     report.table()
     for path in inference_plots.draw(report.path):
         report.say(f"drawn {path}")
+
+
+def _group(bench: Bench, group: str) -> None:
+    bench.report.say(f"{group}: {GROUPS[group]}")
+    try:
+        _RUN[group](bench)
+    except Exception as error:  # noqa: BLE001 - the other groups still have something to say
+        bench.missing(group, "", f"{type(error).__name__}: {error}"[:300])
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,10 +117,6 @@ class Bench:
     def __post_init__(self) -> None:
         self.started = time.monotonic()
         self.open = contextlib.ExitStack()
-        self._beds: dict[str, Bed] = {}
-
-    def close(self) -> None:
-        self.open.close()
 
     def left(self) -> float:
         budget: float = self.given.budget
@@ -389,6 +392,30 @@ def _agreement(bench: Bench) -> None:
     bench.figure("agreement", "the plain model's accuracy", "%", [right])
 
 
+def _breakdown(bench: Bench) -> None:
+    """The line is the delay there and back; what remains of the wait is the model owner's work."""
+    delay, found = 10.0, bench.apart
+    bench.network.set(delay, 0, PAIR)
+    try:
+        said = found.run(NODE, "benchmarks.bed.breakdown", MODEL, str(bench.files[0]))
+    finally:
+        bench.network.set(0, 0)
+    line = next(line for line in said.splitlines() if line.startswith("RESULT "))
+    rows = [
+        {
+            "layer": step["layer"],
+            "data node computes": step["node"],
+            "model owner computes": max(0.0, step["answer"] - 2 * delay / 1000),
+            "line": min(step["answer"], 2 * delay / 1000),
+            "bytes": step["bytes"],
+        }
+        for step in json.loads(line.removeprefix("RESULT "))
+    ]
+    bench.report.keep("breakdown", rows)
+    for part in ("data node computes", "model owner computes", "line"):
+        bench.figure("breakdown", part, "s", [sum(row[part] for row in rows)])
+
+
 def _sweep(bench: Bench) -> None:
     points = [(delay, 0.0) for delay in _SWEEP_DELAYS] + [(0.0, rate) for rate in _SWEEP_RATES]
     series = []
@@ -454,6 +481,7 @@ _RUN: Mapping[str, Callable[[Bench], None]] = {
     "securenn": _securenn,
     "crypten": _crypten,
     "agreement": _agreement,
+    "breakdown": _breakdown,
     "sweep": _sweep,
     "batch": _batch,
     "sides": _sides,

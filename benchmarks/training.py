@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import simulated_nodes
 from benchmarks.bed import rounds
-from benchmarks.bed.report import Figure, Report, choose
+from benchmarks.bed.report import Figure, Report, choose, end_on_signal
 from benchmarks.bed.rounds import Trial
 from benchmarks.bed.services import Bed, bed
 from benchmarks.peers import flower
@@ -46,18 +46,23 @@ _LOST_SECONDS = 10.0
 
 def main() -> None:
     given = _arguments()
+    end_on_signal()
     report = Report("training", "benchmarks.training")
     with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
         bench = Bench(given, report, Path(folder))
-        for group in choose(given.only, tuple(GROUPS)):
-            report.say(f"{group}: {GROUPS[group]}")
-            try:
-                _RUN[group](bench)
-            except Exception as error:  # noqa: BLE001 - the other groups have something to say
-                reason = f"{type(error).__name__}: {error}"[:300]
-                bench.figure(group, "not measured", "", [], note=reason)
-        bench.open.close()
+        with bench.open:
+            for group in choose(given.only, tuple(GROUPS)):
+                _group(bench, group)
     report.table()
+
+
+def _group(bench: Bench, group: str) -> None:
+    bench.report.say(f"{group}: {GROUPS[group]}")
+    try:
+        _RUN[group](bench)
+    except Exception as error:  # noqa: BLE001 - the other groups still have something to say
+        reason = f"{type(error).__name__}: {error}"[:300]
+        bench.figure(group, "not measured", "", [], note=reason)
 
 
 def _arguments() -> argparse.Namespace:

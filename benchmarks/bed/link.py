@@ -115,6 +115,8 @@ class Network:
 
 def _create(name: str, number: int) -> None:
     space, near, far = PREFIX + name, f"pm{number}", f"pn{number}"
+    # Of an earlier network that was killed: as long as anything runs in it, its devices stay.
+    subprocess.run(["ip", "link", "del", near], stderr=subprocess.DEVNULL)
     inside = f"ip netns exec {space}"
     for command in (
         f"ip netns add {space}",

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,11 @@ def _version() -> str:
         text=True,
     )
     return found.stdout.strip()
+
+
+def end_on_signal() -> None:
+    """A benchmark that is terminated ends its services and networks too."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
 
 
 def choose(only: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

@@ -73,6 +73,20 @@ class Bed:
                 start_new_session=True,
             )
 
+    def run(self, member: str, module: str, *words: str, timeout: float = 300) -> str:
+        """What a further process of a member prints."""
+        before = self.network.command(member) if self.network else []
+        done = subprocess.run(
+            [*before, sys.executable, "-m", module, *words],
+            env=self._environment(self.grid.member(member)),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["it ended"])[-1][:300])
+        return done.stdout
+
     def kill(self, member: str, *parts: str) -> None:
         for part in parts:
             process = self.running.pop((member, part))
