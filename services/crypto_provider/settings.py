@@ -10,5 +10,5 @@ from primia.chassis.settings import ServiceSettings
 class CryptoProviderSettings(ServiceSettings):
     max_stock_bytes: int = Field(default=20 << 30, ge=0, description="disk for dealt material")
     deal_expiry_seconds: float = Field(default=3600, gt=0, description="of a deal handed out")
-    max_assistances: int = Field(default=4, ge=1, le=1024, description="SecureNN sessions at once")
+    max_assistances: int = Field(default=2, ge=1, le=1024, description="SecureNN sessions at once")
     max_open_deals: int = Field(default=8, ge=1, le=10_000, description="for each data node")
