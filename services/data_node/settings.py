@@ -24,6 +24,9 @@ class DataNodeSettings(ServiceSettings):
         default=False,
         description="join runs without secure aggregation: the owner sees this site's own update",
     )
+    minimum_sites: int = Field(
+        default=2, ge=2, description="threshold below which this site joins no secure run"
+    )
     statistics_minimum: int = Field(
         default=10,
         ge=2,

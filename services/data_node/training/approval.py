@@ -37,6 +37,11 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
     )
     if not proposal.secure and not ctx.settings.accept_plain_updates:
         found.append(PLAIN)
+    if proposal.secure and proposal.threshold < ctx.settings.minimum_sites:
+        found.append(
+            f"The run opens sums of {proposal.threshold} sites; this site's are opened over at "
+            f"least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
+        )
     active = store.active_run(session)
     if active is not None and active.id != run.id:
         found.append(BUSY)

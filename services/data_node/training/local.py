@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from primia.aggregation.bounds import check_norm
+from primia.aggregation.central import clip
 from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
@@ -110,6 +112,7 @@ def train(
     layout = state_layout(module)
     change = check_vector(flatten(module) - vector, layout, InvalidUpdate)
     groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
+    change = _bounded(proposal, change, vector, groups)
     return LocalResult(
         change,
         groups,
@@ -121,6 +124,16 @@ def train(
         done.carried.standing.stopped,
         done.carried.to_bytes() if _carries(proposal.training) else None,
     )
+
+
+def _bounded(
+    proposal: Proposal, change: Vector, weights: Vector, groups: Groups
+) -> NDArray[np.float32]:
+    """The change, clipped where the run asks for it; refused where it is out of all proportion."""
+    if proposal.privacy.central is not None:
+        return clip(change, proposal.privacy.central.clip_norm)
+    check_norm(change, weights, groups, proposal.max_norm)
+    return change
 
 
 def _carries(settings: TrainingSettings) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from primia.aggregation import client
+from primia.aggregation import central, client
 from primia.aggregation.keys import Sign, Verify
 from primia.aggregation.quantise import exponents
 from primia.aggregation.state import NodeState
@@ -67,7 +67,12 @@ def begin(
     terms: bytes,
 ) -> tuple[NodeState, bytes, dict[str, int]]:
     """Fresh keys for the round: the secret state, the advertisement, the exponents needed."""
-    needed = exponents(change, groups)
+    private = proposal.privacy.central
+    if private is not None:
+        same = central.exponent(private.clip_norm, private.noise_multiplier, proposal.threshold)
+        samples, needed = 1, (same, same)
+    else:
+        needed = exponents(change, groups)
     state, advertisement = client.advertise(
         Seed.fresh(),
         round_id=RoundId(bytes.fromhex(proposal.run), number),
@@ -104,9 +109,19 @@ def share_keys(state: NodeState, item: ShareKeys, verify: Verify) -> Advanced:
 
 
 def mask(
-    state: NodeState, item: Upload, change: NDArray[np.float32]
+    state: NodeState, item: Upload, change: NDArray[np.float32], proposal: Proposal
 ) -> tuple[NodeState, NDArray[np.uint32]]:
-    return client.mask(state, _decoded(item.envelopes), change)
+    noise = 0.0
+    private = proposal.privacy.central
+    if private is not None and state.roster is not None:
+        noise = central.deviation(
+            private.clip_norm,
+            private.noise_multiplier,
+            values=len(change),
+            nodes=len(state.roster.nodes),
+            threshold=proposal.threshold,
+        )
+    return client.mask(state, _decoded(item.envelopes), change, noise=noise)
 
 
 def mask_integers(

@@ -229,7 +229,7 @@ def upload(job: Job, item: Upload) -> None:
     files = RoundFiles(ctx, run.id, item.round)
     sealed = None
     if here.secure:
-        state = _masked(files, _state(job, item), item, here.kind)
+        state = _masked(files, _state(job, item), item, here.kind, proposal)
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
     else:
         change = files.read_change()
@@ -244,13 +244,15 @@ def upload(job: Job, item: Upload) -> None:
     files.forget(files.change, files.values)
 
 
-def _masked(files: RoundFiles, state: NodeState, item: Upload, kind: RoundKind) -> NodeState:
+def _masked(
+    files: RoundFiles, state: NodeState, item: Upload, kind: RoundKind, proposal: Proposal
+) -> NodeState:
     """Write the masked frame; the state after it."""
     if kind == "measure":
         state, integers = secure.mask_integers(state, item, files.read_values())
         files.keep_update(_header(item, Kind.INTEGERS, len(integers)), integers)
         return state
-    state, vector = secure.mask(state, item, files.read_change())
+    state, vector = secure.mask(state, item, files.read_change(), proposal)
     files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
     return state
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from primia.aggregation import server
 from primia.aggregation.masking import Words
 from primia.aggregation.plain import WeightedMean
+from primia.aggregation.quantise import step as quantisation_step
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.wire import HEADER_BYTES
@@ -71,6 +73,19 @@ def mean_update(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
     outcome = secure.outcome(session, row, roster)
     _unmask(ctx, session, row, roster, outcome, masked)
     return server.mean(masked, roster, outcome, masked.view(np.float32))
+
+
+def quantisation(session: Session, run: Run, row: Round) -> dict[str, JsonValue]:
+    """The most by which the opened mean may differ from the exact one, in each group of values."""
+    if not row.secure:
+        return {}
+    roster = secure.roster(session, run, row)
+    survivors = secure.survivors(session, row)
+    weight = roster.weight(survivors)
+    parameters, buffers = (
+        quantisation_step(each, len(survivors), weight) for each in roster.exponents
+    )
+    return {"quantisation_step": {"parameters": parameters, "buffers": buffers}}
 
 
 def statistics(ctx: Context, session: Session, run: Run, row: Round) -> Statistics:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from primia.aggregation import server
+from primia.aggregation.central import exponent
 from primia.aggregation.keys import Advertisement, Verify
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
@@ -107,5 +108,10 @@ def check_report(session: Session, run: Run, row: Round, node: str, report: Trai
         raise InvalidInput("The report of a secure round needs the advertisement of its keys.")
     found = check_advertisement(session, run, row, node, report.advertisement)
     stated = (report.exponents.get("parameters"), report.exponents.get("buffers"))
-    if (found.samples, found.exponents) != (report.samples, stated):
+    central = store.proposal_of(run).privacy.central
+    if central is not None:
+        wanted = exponent(central.clip_norm, central.noise_multiplier, row.needed)
+        if (found.samples, found.exponents) != (1, (wanted, wanted)):
+            raise InvalidInput("With central privacy all sites weigh and scale the same.")
+    elif (found.samples, found.exponents) != (report.samples, stated):
         raise InvalidInput("The report's samples or exponents differ from those advertised.")

@@ -28,7 +28,7 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     model = registry.find_model(session, request.model)
     spec = registry.spec_at(model, version, request.training.image_size)
     request.training.check_classes(len(spec.classes))
-    if request.privacy.dp_sgd is not None:
+    if request.privacy.dp_sgd is not None or request.privacy.central is not None:
         check_norm(spec)
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
@@ -102,6 +102,7 @@ def _proposal(
         others=len(request.compare) + (request.selection != "last"),
         statistics=request.statistics,
         privacy=request.privacy,
+        max_norm=request.aggregation.max_norm,
         timeouts=request.timeouts,
     )
 

@@ -223,15 +223,16 @@ def _record_opening(
     ctx: Context, session: Session, run: Run, row: Round, result: Written | Statistics
 ) -> dict[str, JsonValue]:
     """The run with what the round gave; what its event says of it."""
-    run.number = row.number + 1
     if isinstance(result, Statistics):
-        run.statistics = result.model_dump(mode="json")
+        run.statistics, run.number = result.model_dump(mode="json"), row.number + 1
         return {"images": result.images}
+    exactness = opening.quantisation(session, run, row)  # while the run has the round's weights
     path = opening.model_file(ctx, run, row.number + 1)
-    run.done += 1
+    run.done, run.number = run.done + 1, row.number + 1
     run.weights = str(path.relative_to(ctx.files.root))
     run.weights_digest, run.weights_bytes = result.digest, result.bytes
-    return training_scores(store.contributions(session, row.id)).model_dump(mode="json")
+    scores = training_scores(store.contributions(session, row.id)).model_dump(mode="json")
+    return {**scores, **exactness}
 
 
 def _forget_round(ctx: Context, before: Run, row: Round, kept: Model | None) -> None:

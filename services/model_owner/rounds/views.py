@@ -85,11 +85,17 @@ def report(session: Session, run: Run) -> RunReport:
             **_summary(run),
             "request": store.request_of(run),
             "statistics": store.statistics_of(run),
+            "client_epsilon": _client_epsilon(run),
             "sites": tuple(_site(site) for site in sites),
             "final": final,
             "reports": _rounds(session, run, final),
         }
     )
+
+
+def _client_epsilon(run: Run) -> float | None:
+    central = store.proposal_of(run).privacy.central
+    return None if central is None else central.epsilon(run.done)
 
 
 def _site(site: Site) -> SiteInRun:

@@ -11,6 +11,7 @@ model owner. Clients: the data nodes, which speak with the server only. Pure val
     keys        Advertisement · Sign = (message) -> signature · Verify = (node, message, signature)
                 -> bool
     integers    largest_integer(nodes) · check_integers(values, count, nodes)
+    central     clip · exponent · deviation: noise inside the sum (client-level privacy)
     roster      Roster.of({node: advertisement}, verify): nodes, context, exponents, samples, weight
     envelopes   deal · unseal (shares of keys and seeds, sealed node to node)
     masking     Mask · self_mask · pairwise_mask · apply_masks

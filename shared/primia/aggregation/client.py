@@ -24,6 +24,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
+from primia.aggregation.central import add_noise
 from primia.aggregation.envelopes import deal, unseal
 from primia.aggregation.errors import BelowThreshold, InconsistentRound
 from primia.aggregation.integers import check_integers
@@ -100,12 +101,14 @@ def mask(
     envelopes: Mapping[str, bytes],
     update: NDArray[np.float32],
     out: NDArray[np.uint32] | None = None,
+    noise: float = 0.0,
 ) -> tuple[NodeState, NDArray[np.uint32]]:
     """Round 2: the weighted, quantised and masked update, uint32 of the update's length.
 
     ``envelopes``: dealer -> the envelope it sealed for this node; the dealers are the round's
     members and include this node. ``out`` may be the update's own memory
-    (``update.view(np.uint32)``) unless the step must be repeatable. Raises ``InvalidUpdate``,
+    (``update.view(np.uint32)``) unless the step must be repeatable. ``noise``: deviation of the
+    normal noise that this node adds, in units of the ring (``central``). Raises ``InvalidUpdate``,
     ``MalformedMessage`` (naming the dealer of a false envelope), ``BelowThreshold``,
     ``InconsistentRound``.
     """
@@ -115,6 +118,8 @@ def mask(
     vector = np.empty(roster.groups.size, dtype="<u4") if out is None else out
     samples = state.advertisement.samples
     encode(update, roster.groups, roster.exponents, samples, roster.samples, vector)
+    if noise:
+        add_noise(vector, state.secrets.noise(roster.context), noise)
     apply_masks(vector, _masks(state, roster, members))
     return state, vector
 

@@ -80,6 +80,10 @@ class RoundSecrets:
         """The coefficients of one sharing for one roster."""
         return Stream(self.seed, f"primia/aggregation/shamir/{purpose}/{context.hex()}")
 
+    def noise(self, context: bytes) -> Stream:
+        """This node's noise in the round of one roster; the same again after a crash."""
+        return Stream(self.seed, f"primia/aggregation/noise/{context.hex()}")
+
     def _pair(self, label: str) -> KeyPair:
         return KeyPair(Stream(self.seed, label).raw(KEY_BYTES))
 

@@ -87,8 +87,8 @@ def check_norm(spec: ModelSpec) -> None:
     """Raises InvalidInput for a model with BatchNorm, which mixes the images of a batch."""
     if spec.norm == "batch" and spec.architecture not in WITHOUT_NORM:
         raise InvalidInput(
-            f"{spec.architecture} with BatchNorm cannot be trained with DP-SGD, since it mixes the "
-            "images of a batch.",
+            f"{spec.architecture} with BatchNorm cannot be trained privately: it mixes the images "
+            "of a batch, and its statistics are no updates that could be clipped.",
             hint="Register the model with norm 'group'.",
         )
 

@@ -74,6 +74,13 @@ class AggregationSettings(Message):
         le=MAX_NODES,
         description="nodes that must remain for a round to be opened; default: more than half",
     )
+    max_norm: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="a site whose change of the parameters has a larger L2 norm is left out of the "
+        "round; default: ten times the norm of the weights",
+    )
     minimum_nodes: int = Field(
         default=1, ge=1, le=MAX_NODES, description="without secure aggregation"
     )
@@ -135,6 +142,8 @@ class RunRequest(Message):
             )
         if self.statistics.class_weights and self.training.class_weights is not None:
             raise ValueError("give class weights, or let them be measured, not both")
+        if self.privacy.central is not None and not self.aggregation.secure:
+            raise ValueError("central privacy adds its noise under masks: aggregate securely")
         if self.privacy.dp_sgd is not None:
             wrong = without_account(self.training)
             if wrong:
@@ -184,6 +193,7 @@ class Proposal(Message):
     )
     statistics: StatisticsSettings = StatisticsSettings()
     privacy: PrivacySettings = PrivacySettings()
+    max_norm: float | None = Field(default=None, gt=0, le=1e9)
     timeouts: Timeouts
 
     @property

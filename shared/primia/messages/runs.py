@@ -78,6 +78,9 @@ class RunSummary(Message):
 
 class RunReport(RunSummary):
     request: RunRequest
+    client_epsilon: float | None = Field(
+        default=None, description="with central privacy: ε of the rounds so far, for each site"
+    )
     statistics: Statistics | None = Field(
         default=None, description="of all sites' training images, where the run measured them"
     )

@@ -10,6 +10,7 @@ from primia.learning.accounting import Release, epsilon
 from services.data_node.main import create_service
 from services.data_node.privacy import store as ledger
 from services.data_node.training import store
+from services.model_owner.rounds.store import events
 from tests.services.data_node.training.conftest import turn
 from tests.services.data_node.training.test_training_with_owner import (  # noqa: F401  # fixtures
     owner,
@@ -162,3 +163,31 @@ def test_composition_is_tighter_than_the_sum() -> None:
         ]
     )
     assert merged == [one._replace(steps=20)]
+
+
+def test_noise_in_the_masked_sum_hides_each_site(owner, sites):  # noqa: F811
+    model_owner, _ = owner
+    limited(sites, minimum_sites=3)
+    name = with_group_norm(model_owner)
+    central = {"clip_norm": 0.5, "noise_multiplier": 2.0}
+    settings = {"model": name, "training": TRAINING, "privacy": {"central": central}}
+    refused = model_owner.start(**settings)  # its threshold is 2
+    play(model_owner, sites)
+    assert "PRIMIA_MINIMUM_SITES" in model_owner.show(refused)["reason"]
+    run = model_owner.start(**settings, rounds=2, aggregation={"threshold": 3})
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert (shown["state"], shown["reason"]) == ("finished", "")
+    assert shown["client_epsilon"] == pytest.approx(epsilon([Release(2.0, 1.0, 2)], 1e-5))
+    with model_owner.ctx.db.reading() as session:
+        (event, _) = [each for each in events(session, run, 0, 1000) if each.kind == "opened"]
+    assert 0 < event.detail["quantisation_step"]["parameters"] < 1e-6
+
+
+def test_an_update_out_of_proportion_costs_its_own_place_alone(owner, sites):  # noqa: F811
+    model_owner, _ = owner
+    run = model_owner.start(training=TRAINING, aggregation={"max_norm": 1e-9})
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert shown["state"] == "failed"
+    assert "invalid-update" in shown["reason"]

@@ -246,6 +246,9 @@ def test_events_tell_the_run_from_its_beginning_and_end_with_it(federation):
         "opening",
     ]
     opened = next(event for event in events if event["kind"] == "opened")
+    step = opened["detail"].pop("quantisation_step")
+    assert set(step) == {"parameters", "buffers"}
+    assert 0 < step["parameters"] < 1e-9
     assert opened["detail"] == {"samples": 63, "loss": 1.0, "accuracy": 0.5}
     assert [event["id"] for event in events] == sorted(event["id"] for event in events)
 
