@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from primia.chassis.identity import Identity
 from primia.errors import PeerRefused, Unavailable
@@ -180,6 +181,30 @@ def test_no_endpoint_but_health_answers_a_stranger(sqlite_world: World):
                 assert answer.headers["content-type"] == "application/problem+json"
 
 
+def check_weights_from_a_file(primia, world: World, model: str) -> None:
+    """Download, import as the next version, calibrate with a site's own images."""
+    file = world.grid.root / "weights.safetensors"
+    assert primia("models", "download", model, "1", str(file)).returncode == 0
+    found = primia("models", "import", model, str(file), "--format", "json")
+    assert found.returncode == 0, found.stderr
+    version = json.loads(found.stdout)
+    assert (version["state"], version["parent"]) == ("ready", 1)
+    again = file.with_name("again.safetensors")
+    world.owner.weights(model, version["version"], again)
+    left, right = load_file(file), load_file(again)
+    assert left.keys() == right.keys()
+    assert all(np.array_equal(left[name], right[name]) for name in left)
+    folder = pictures(world, 1)[0].parent
+    sent = primia(
+        "models", "calibrate", model, str(version["version"]), str(folder), "--count", "3"
+    )
+    assert sent.returncode == 0, sent.stderr
+    assert "images will be used" in sent.stdout
+    empty = primia("models", "calibrate", model, "1", str(world.grid.root / "run"))
+    assert empty.returncode == 1
+    assert len(empty.stderr.strip().splitlines()) == 1
+
+
 def test_the_command_line(sqlite_world: World, small: str):
     root = sqlite_world.grid.root
 
@@ -200,6 +225,7 @@ def test_the_command_line(sqlite_world: World, small: str):
         assert answer.returncode == 0, answer.stderr
         assert json.loads(answer.stdout)["predictions"][0]["label"] in CLASSES
     assert "fss or securenn" in primia(*arguments, "--protocol", "aes").stderr
+    check_weights_from_a_file(primia, sqlite_world, small)
     wrong = primia("infer", picture, "--model", "nothing", "--node", "hospital-a")
     assert wrong.returncode == 1
     assert len(wrong.stderr.strip().splitlines()) == 1
