@@ -36,12 +36,15 @@ def simulate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="training.optimiser=sgd, server.kind=fedadam")
     ] = None,
+    epsilon: Annotated[
+        str, typer.Option(help="8,1: secure with differential privacy at each of these, too")
+    ] = "",
     seed: int = 0,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Train in each mode from the same weights, and compare on test images."""
     from primia.simulation import sites as places
-    from primia.simulation.comparing import compare
+    from primia.simulation.comparing import compare, trials
     from primia.simulation.modes import Mode
 
     wanted = [each.strip() for each in modes.split(",")]
@@ -61,11 +64,17 @@ def simulate(
     fraction = plan.training.validation_fraction
     setting = places.load(data, spec, places.Wanted(sites, images, fraction, seed))
     told = output.console().print if form is Format.TABLE else _nothing
-    found = compare(
-        setting, plan, [m for m in get_args(Mode) if m in wanted],
-        lambda name, done, of: told(f"{name}: round {done} of {of}"),
-    )  # fmt: skip
+    budgets = _epsilons(epsilon)
+    todo = trials(setting, plan, [mode for mode in get_args(Mode) if mode in wanted], budgets)
+    found = compare(setting, todo, lambda name, done, of: told(f"{name}: round {done} of {of}"))
     output.show(document(found), form, lambda: tables(found))
+
+
+def _epsilons(text: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",") if each.strip()]
+    except ValueError:
+        raise InvalidInput(f"{text!r} is no list of numbers.") from None
 
 
 def _nothing(_text: str) -> None:

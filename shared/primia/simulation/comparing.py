@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,13 @@ from primia.evaluation.comparison import McNemar, compare_classifiers, kappa
 from primia.evaluation.counts import count
 from primia.evaluation.figures import Figures
 from primia.evaluation.measuring import figures
+from primia.learning.accounting import DpSgd
+from primia.learning.layout import Vector
 from primia.learning.models import load_model
+from primia.learning.spec import WITHOUT_NORM, ModelSpec
 from primia.learning.training import predict
 from primia.simulation.modes import Mode, Plan, participants, train
-from primia.simulation.sites import Setting
+from primia.simulation.sites import Setting, Site
 
 Progress = Callable[[str, int, int], None]  # (training, rounds done, of how many)
 
@@ -51,32 +54,64 @@ class Comparison:
     pairs: tuple[Pair, ...]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One training of the comparison."""
+
+    name: str
+    sites: tuple[Site, ...]
+    spec: ModelSpec
+    plan: Plan
+    secure: bool
+
+
+def trials(
+    setting: Setting, plan: Plan, modes: Sequence[Mode], epsilons: Sequence[float] = ()
+) -> list[Trial]:
+    """Those of each mode; then secure ones with differential privacy, each site's training costing
+    it so much. For them BatchNorm becomes GroupNorm."""
+    found = [
+        Trial(name, sites, setting.spec, plan, mode == "secure")
+        for mode in modes
+        for name, sites in participants(mode, setting).items()
+    ]
+    apart = setting.spec.model_copy(update={"norm": "group"})
+    spec = setting.spec if setting.spec.architecture in WITHOUT_NORM else apart
+    for epsilon in epsilons:
+        private = replace(plan, dp=DpSgd(epsilon=epsilon))
+        name = f"federated, secure, ε = {epsilon:g}"
+        found.append(Trial(name, setting.sites, spec, private, secure=True))
+    return found
+
+
 def compare(
-    setting: Setting, plan: Plan, modes: Sequence[Mode], progress: Progress | None = None
+    setting: Setting, wanted: Sequence[Trial], progress: Progress | None = None
 ) -> Comparison:
-    """Train in each mode; each two neighbours in the order given are compared."""
+    """Train each; each two neighbours in the order given are compared."""
     outcomes = []
-    for mode in modes:
-        for name, sites in participants(mode, setting).items():
-            started = time.perf_counter()
+    for trial in wanted:
+        started = time.perf_counter()
 
-            def told(done: int, rounds: int, name: str = name) -> None:
-                if progress:
-                    progress(name, done, rounds)
+        def told(done: int, rounds: int, name: str = trial.name) -> None:
+            if progress:
+                progress(name, done, rounds)
 
-            weights = train(sites, setting.spec, plan, secure=mode == "secure", progress=told)
-            seconds = time.perf_counter() - started
-            images = sum(len(site.training) for site in sites)
-            logits = predict(load_model(setting.spec, weights), setting.test, device="auto")
-            counts = count(logits, setting.test.labels)
-            if counts is None:
-                raise InvalidInput("The test images cannot be counted.")
-            found = figures(counts, setting.spec.classes)
-            outcomes.append(Outcome(name, images, seconds, found, logits.argmax(axis=1)))
+        weights = train(trial.sites, trial.spec, trial.plan, secure=trial.secure, progress=told)
+        outcomes.append(_outcome(setting, trial, weights, time.perf_counter() - started))
     pairs = [
         _pair(first, second, setting.test.labels) for first, second in itertools.pairwise(outcomes)
     ]
     return Comparison(tuple(outcomes), tuple(pairs))
+
+
+def _outcome(setting: Setting, trial: Trial, weights: Vector, seconds: float) -> Outcome:
+    logits = predict(load_model(trial.spec, weights), setting.test, device="auto")  # (N, K)
+    counts = count(logits, setting.test.labels)
+    if counts is None:
+        raise InvalidInput("The test images cannot be counted.")
+    images = sum(len(site.training) for site in trial.sites)
+    found = figures(counts, setting.spec.classes)
+    return Outcome(trial.name, images, seconds, found, logits.argmax(axis=1))
 
 
 def _pair(first: Outcome, second: Outcome, labels: NDArray[np.int64]) -> Pair:

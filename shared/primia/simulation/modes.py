@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import nn
+
 from primia.aggregation.plain import WeightedMean
 from primia.aggregation.terms import Groups
 from primia.errors import InvalidInput
+from primia.learning.accounting import DpSgd, check_norm, release_of_round
 from primia.learning.carried import Carried
 from primia.learning.config import ServerOptimiser
 from primia.learning.layout import Layout, Vector
@@ -29,11 +32,13 @@ Progress = Callable[[int, int], None]  # (rounds done, of how many)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run's request says of training, and the number of its rounds."""
+    """What a run's request says of training, and the number of its rounds; ``dp``: each site trains
+    with differential privacy."""
 
     rounds: int
     training: TrainingSettings = field(default_factory=TrainingSettings)
     server: ServerOptimiser = field(default_factory=ServerOptimiser)
+    dp: DpSgd | None = None
 
 
 def participants(mode: Mode, setting: Setting) -> dict[str, tuple[Site, ...]]:
@@ -56,6 +61,8 @@ def train(
     progress: Progress | None = None,
 ) -> Vector:
     """The final weights, float32 (values,), from the spec's first ones."""
+    if plan.dp is not None:
+        check_norm(spec)
     module = create_model(spec)
     layout, weights = state_layout(module), flatten(module)
     moments = Moments.initial(layout.group_size("parameters"), plan.server)
@@ -64,17 +71,7 @@ def train(
         changes: dict[str, Vector] = {}
         for site in sites:
             module = load_model(spec, weights)
-            done = train_locally(
-                module,
-                site.training,
-                plan.training,
-                local_seed(plan.training.seed, number, site.name),
-                validation=site.validation,
-                span=Span.of_round(number - 1, plan.rounds),
-                carried=carried.get(site.name),
-                device="auto",
-            )
-            carried[site.name] = done.carried
+            carried[site.name] = _trained(module, site, plan, number, carried.get(site.name))
             changes[site.name] = flatten(module) - weights
         samples = {site.name: len(site.training) for site in sites}
         mean = _mean(changes, samples, layout, secure=secure)
@@ -82,6 +79,26 @@ def train(
         if progress:
             progress(number, plan.rounds)
     return weights
+
+
+def _trained(
+    module: nn.Module, site: Site, plan: Plan, number: int, carried: Carried | None
+) -> Carried:
+    """The module after the site's part in round ``number``, from 1; what it carries on."""
+    seed = local_seed(plan.training.seed, number, site.name)
+    span = Span.of_round(number - 1, plan.rounds)
+    if plan.dp is None:
+        return train_locally(
+            module, site.training, plan.training, seed,
+            validation=site.validation, span=span, carried=carried, device="auto",
+        ).carried  # fmt: skip
+    from primia.learning.private import train_privately  # Opacus: only where it is needed
+
+    release = release_of_round(len(site.training), plan.training, plan.dp, plan.rounds)
+    return train_privately(
+        module, site.training, plan.training, plan.dp, release, seed,
+        span=span, carried=carried, device="auto",
+    ).carried  # fmt: skip
 
 
 def _mean(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from primia.learning.config import ServerOptimiser
 from primia.learning.spec import ModelSpec
 from primia.learning.synthetic import draw_dataset
 from primia.messages.rounds import TrainingSettings
+from primia.simulation.comparing import compare, trials
 from primia.simulation.modes import Plan, participants, train
 from primia.simulation.secure import secure_mean
 from primia.simulation.sites import Setting, Wanted, listed, load
@@ -76,6 +78,20 @@ def test_the_server_optimiser_is_the_services(setting: Setting) -> None:
     assert np.allclose(train(setting.sites, setting.spec, plan), averaged, atol=1e-6)
 
 
+def test_a_private_training_costs_each_site_its_epsilon(setting: Setting) -> None:
+    wanted = trials(setting, PLAN, ["plain"], [8.0])
+    assert [trial.name for trial in wanted] == ["federated, plain", "federated, secure, ε = 8"]
+    private = wanted[1]
+    assert private.spec.norm == "group"
+    assert private.plan.dp is not None
+    small = replace(private, sites=setting.sites[:2], plan=replace(private.plan, rounds=1))
+    found = compare(setting, [small]).outcomes[0]
+    assert found.figures.samples == len(setting.test)
+    mixing = replace(small, spec=setting.spec)
+    with pytest.raises(InvalidInput, match="BatchNorm"):
+        compare(setting, [mixing])
+
+
 def test_the_command_compares_all_modes(images: Path) -> None:
     words = ["simulate", str(images), "--modes", "secure,local,plain,pooled", "--rounds", "1"]
     words += ["--architecture", "small_cnn", "--image-size", "32", "--format", "json"]
@@ -86,5 +102,9 @@ def test_the_command_compares_all_modes(images: Path) -> None:
     assert names[0] == "local, site-a"
     assert names[3:] == ["pooled", "federated, plain", "federated, secure"]
     assert found["pairs"][-1]["mcnemar"]["p"] > 0.05
-    for wrong in (["--modes", "telepathic"], ["--set", "training.mixup=-1"]):
+    for wrong in (
+        ["--modes", "telepathic"],
+        ["--set", "training.mixup=-1"],
+        ["--epsilon", "lots"],
+    ):
         assert CliRunner().invoke(create_app(), [*words, *wrong]).exit_code == 1
