@@ -33,7 +33,8 @@ AssistanceId = Annotated[Id, Path(description="from `POST /assistances`")]
 
 _HOST = "assistance.host"
 _JOIN_SECONDS = 60.0
-_SILENCE_SECONDS = 120.0
+# A slow line takes long over a round of a large batch.
+_SILENCE_SECONDS = 300.0
 _STREAM: dict[str, Any] = {"content": {STREAM: {"schema": {"type": "string", "format": "binary"}}}}
 _SAID: dict[str, Any] = {"description": "Raw bytes (primia.mpc.securenn)", **_STREAM}
 _EXAMPLES: Any = {

@@ -25,7 +25,8 @@ from services.data_node.inference.run import Report, Values, normalised
 from services.data_node.inference.served import dealer, owner, public_plan
 
 _OPENINGS = "inference.streamed openings"
-_SILENCE_SECONDS = 120.0
+# A slow line takes long over a round of a large batch.
+_SILENCE_SECONDS = 300.0
 # Before a session is open nothing is lost by waiting for a peer that is started again.
 _AWAY_SECONDS = 60.0
 

@@ -24,7 +24,8 @@ from services.model_owner.inference.serving import dealer
 _HOST = "inference.streams"
 _MODELS = "inference.streamed models"
 _JOIN_SECONDS = 60.0
-_SILENCE_SECONDS = 120.0
+# A slow line takes long over a round of a large batch.
+_SILENCE_SECONDS = 300.0
 
 
 @dataclass

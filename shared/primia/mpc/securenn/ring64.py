@@ -9,6 +9,7 @@ terms are split along the input's channels, at no further cost.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,6 +110,11 @@ class LinearMap64:
 
     def __repr__(self) -> str:
         return f"LinearMap64(<{self._weight.shape}>)"
+
+
+def load() -> None:
+    """Load what convolutions need, before they are waited for."""
+    importlib.import_module("torch")
 
 
 def _low_bits(x: Words, width: int) -> Real:
