@@ -25,6 +25,7 @@ from services.model_owner.rounds.domain import (
     RunState,
     SiteState,
     Stage,
+    absorbable,
 )
 from services.model_owner.rounds.tables import Contribution, Envelope, Event, Round, Run, Site
 
@@ -217,13 +218,17 @@ def _free(table: type[Run] | type[Round], now: datetime) -> ColumnElement[bool]:
 
 
 def wanting_absorption(session: Session, now: datetime) -> Sequence[str]:
-    """Rounds with updates that are not in their sum yet."""
+    """Rounds with updates that may be added to their sum now."""
     wanted = (
-        select(Round.id)
+        select(Round.id, Round.secure)
         .join(Contribution, Contribution.round == Round.id)
         .where(Round.phase.not_in(CLOSED), Contribution.stage == Stage.UPLOADED, _free(Round, now))
     )
-    return session.scalars(wanted.distinct()).all()
+    return [
+        round_id
+        for round_id, secure in session.execute(wanted.distinct())
+        if absorbable(members(contributions(session, round_id)), secure=secure)
+    ]
 
 
 def wanting_opening(session: Session, now: datetime) -> Sequence[str]:
