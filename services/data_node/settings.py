@@ -40,7 +40,7 @@ class DataNodeSettings(ServiceSettings):
     privacy_delta: float = Field(default=1e-5, gt=0, lt=0.1)
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
-    max_batch: int = Field(default=16, ge=1, le=1024)
+    max_batch: int = Field(default=16, ge=1, le=64)
     prefetch: int = Field(default=0, ge=0, le=64, description="deals kept ahead for each model")
 
     @model_validator(mode="after")

@@ -134,6 +134,11 @@ def read_json(body: bytes) -> InferenceRequest:
 
 def from_dataset(ctx: Context, asked: InferenceRequest) -> Asked:
     """The registered images, by their paths in the data set's manifest."""
+    if len(asked.images) > ctx.settings.max_batch:
+        raise InvalidInput(
+            f"{len(asked.images)} images are too many for one inference.",
+            hint=f"This node takes {ctx.settings.max_batch} at a time (PRIMIA_MAX_BATCH).",
+        )
     with ctx.db.reading() as session:
         row = datasets.find_ready(session, asked.dataset)
         known = {entry.path for entry in datasets.manifest(session, row).entries}

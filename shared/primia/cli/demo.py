@@ -27,7 +27,7 @@ def demo(
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=12, help="images a site, at most")] = 300,
-    rounds: Annotated[int, typer.Option(min=1, max=100)] = 4,
+    rounds: Annotated[int, typer.Option(min=1, max=100)] = 8,
     tests: Annotated[int, typer.Option(min=3, max=48, help="images to classify encrypted")] = 12,
     image_size: Annotated[int, typer.Option(min=32, max=224)] = 64,
     form: FormatOption = Format.TABLE,

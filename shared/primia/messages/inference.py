@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 
-MAX_BATCH = 16
+MAX_BATCH = 64
 MAX_STOCK = 64
 MAX_PLAN_BYTES = 1 << 20
 MAX_SERVED = 1000

@@ -226,7 +226,7 @@ def test_deals_are_refused(dealer, speak):
     assert ask(speak, dealer, digest="0" * 64).status_code == 409
     assert ask(speak, dealer, plan="b" * 32).status_code == 404
     assert ask(speak, dealer, node="model-owner").status_code == 403
-    too_many = {"plan": PLAN_ID, "digest": DIGEST, "batch": 17}
+    too_many = {"plan": PLAN_ID, "digest": DIGEST, "batch": 65}
     assert speak(dealer, "node-a")("POST", "/deals", json=too_many).status_code == 422
     assert speak(dealer, "model-owner")("DELETE", f"/plans/{PLAN_ID}").status_code == 204
     assert ask(speak, dealer).status_code == 409

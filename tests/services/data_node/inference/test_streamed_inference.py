@@ -109,7 +109,7 @@ def ask(grid, who=NODE, **changes):
 
 @pytest.mark.parametrize(
     ("changes", "status"),
-    [({"plan": "0" * 32}, 404), ({"digest": "0" * 64}, 409), ({"batch": 17}, 422)],
+    [({"plan": "0" * 32}, 404), ({"digest": "0" * 64}, 409), ({"batch": 65}, 422)],
 )
 def test_assistance_for_what_is_not_there_is_refused(grid, changes, status):
     assert ask(grid, **changes).status_code == status
