@@ -6,6 +6,7 @@ A target takes any bytes. It returns, or raises what the project declares for wr
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from functools import cache
 from types import MappingProxyType
 
 import numpy as np
+from PIL import Image
 from pydantic import ValidationError
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from starlette.testclient import TestClient
 
 from primia.aggregation.envelopes import Envelope, Holding
@@ -23,6 +27,7 @@ from primia.aggregation.wire import Header, Kind, frame, parse_frame
 from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage, PrimiaError
 from primia.learning.calibration import pack, unpack
+from primia.learning.images import decode
 from primia.learning.layout import Layout, read_metadata, read_state, write_state
 from primia.messages.inference import SESSION_TOKEN_HEADER, Deal, PlanOffer, ServedModels
 from primia.messages.rounds import WORK_ITEM, Confirmation, Envelopes, Shares, TrainReport
@@ -30,6 +35,11 @@ from primia.mpc.compiled import CompiledModel
 from primia.mpc.material import Half, Manifest
 from primia.mpc.opening import parse_opening
 from primia.mpc.plan import Plan
+from primia.mpc.securenn.assistant import Assistant
+from primia.mpc.securenn.driver import carry
+from primia.mpc.securenn.roles import Client, Owner
+from primia.mpc.securenn.wire import ASSISTANT, CLIENT, OWNER
+from primia.prg import Seed
 from primia.sharing import Share
 from services.model_owner.inference.host import OFFLINE, SessionHost
 from services.model_owner.inference.listener import create_listener
@@ -41,6 +51,7 @@ Run = Callable[[bytes], object]
 MEMORY_BYTES = 24 << 20
 MEMORY_FACTOR = 64
 _ID = SESSION.hex()
+_NONSENSE = (bytes(64), b"\x01" + bytes(63), bytes([0xFF]) * 64)
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,47 @@ def client_step(data: bytes) -> None:
     session.client.step(data[2:])
 
 
+@dataclass
+class Said:
+    """A link whose other end says these bytes, again and again, whatever it hears."""
+
+    data: bytes
+    at: int = 0
+
+    def send(self, data: object) -> None:
+        pass
+
+    def receive(self, size: int) -> memoryview:
+        whole = self.data or b"\0"
+        start = self.at % len(whole)
+        self.at += size
+        return memoryview((whole * (1 + (start + size) // len(whole)))[start : start + size])
+
+
+def _role(number: int) -> Run:
+    """A role of SecureNN whose two peers talk nonsense."""
+
+    def run(data: bytes) -> None:
+        half = len(data) // 2
+        peers = [peer for peer in (OWNER, CLIENT, ASSISTANT) if peer != number]
+        links = dict(zip(peers, (Said(data[:half]), Said(data[half:])), strict=True))
+        mask, weights = Seed(bytes(16)), weights_for(plan(), 100)
+        if number == OWNER:
+            owner = Owner(plan(), weights, 1, mask)
+            carry(owner.prepare(), links)
+            carry(owner.run(), links)
+        elif number == CLIENT:
+            client = Client(plan(), 1)
+            carry(client.prepare(), links)
+            carry(client.run(np.zeros((1, 1, 4, 4), np.float32)), links)
+        else:
+            assistant = Assistant(plan(), 1, mask)
+            carry(assistant.prepare(), links)
+            carry(assistant.run(), links)
+
+    return run
+
+
 def check(condition: bool, what: str) -> None:
     if not condition:
         raise AssertionError(what)
@@ -178,6 +230,32 @@ def _text(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _radiograph() -> bytes:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    found = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    found.PatientID, found.PhotometricInterpretation = "4711", "MONOCHROME2"
+    found.Rows = found.Columns = 16
+    found.SamplesPerPixel, found.PixelRepresentation = 1, 0
+    found.BitsAllocated, found.BitsStored, found.HighBit = 16, 12, 11
+    found.PixelData = np.arange(256, dtype="<u2").tobytes()
+    buffer = io.BytesIO()
+    found.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def image(data: bytes) -> None:
+    decode(data, 16, 1)
+
+
 @cache
 def targets() -> MappingProxyType[str, Target]:
     session = fresh_session()
@@ -195,6 +273,9 @@ def targets() -> MappingProxyType[str, Target]:
             "client_step": Target(
                 client_step, tuple(_number(n) + body for n, body in enumerate(answers))
             ),
+            "securenn_owner": Target(_role(OWNER), _NONSENSE),
+            "securenn_client": Target(_role(CLIENT), _NONSENSE),
+            "securenn_assistant": Target(_role(ASSISTANT), _NONSENSE),
             "half_0": Target(_half(0), (session.deal.half(0),)),
             "half_1": Target(_half(1), (session.deal.half(1),)),
             "manifest": Target(Manifest.parse, (session.deal.manifest.to_json(),)),
@@ -212,6 +293,7 @@ def targets() -> MappingProxyType[str, Target]:
             "share": Target(Share.from_bytes, (share.to_bytes(),)),
             "state": Target(lambda data: read_state(data, _LAYOUT), (state,)),
             "state_metadata": Target(read_metadata, (state,)),
+            "image": Target(image, (_picture(), _radiograph())),
             "calibration": Target(lambda data: unpack(data, (1, 16, 16)), (pack(pixels),)),
             "work_item": Target(work_item, (_text({"kind": "train", "run": "0" * 32}),)),
             "report": Target(json_of(TrainReport), (_text({"samples": 3, "loss": 0.5}),)),

@@ -10,7 +10,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import attempt, targets
 
 # A session has to be dealt and played for each of these inputs.
-SLOW = {"step_endpoint", "client_step"}
+SLOW = {"step_endpoint", "client_step", "securenn_owner", "securenn_client", "securenn_assistant"}
 
 
 @pytest.mark.parametrize("name", sorted(targets()))
