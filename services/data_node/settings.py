@@ -24,6 +24,10 @@ class DataNodeSettings(ServiceSettings):
         default=False,
         description="join runs without secure aggregation: the owner sees this site's own update",
     )
+    share_scores: bool = Field(
+        default=True,
+        description="let the owner see this site's own loss, accuracy and counts of predictions",
+    )
     minimum_sites: int = Field(
         default=2, ge=2, description="threshold below which this site joins no secure run"
     )

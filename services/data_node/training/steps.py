@@ -31,6 +31,7 @@ from primia.messages.rounds import (
     ModelEvaluation,
     Proposal,
     Review,
+    Scores,
     ShareKeys,
     Stop,
     Train,
@@ -155,6 +156,8 @@ def train(job: Job, item: Train) -> None:
         files.keep_carried(result.carried)
     report = result.report()
     told = report if release is None else report.model_copy(update=UNTOLD)
+    if not ctx.settings.share_scores:
+        told = told.model_copy(update={**UNTOLD, "received": None})
     sealed = None
     if proposal.secure:
         state, advertisement, exponents = secure.begin(
@@ -290,8 +293,16 @@ def evaluate(job: Job, item: Evaluate) -> None:
         row = _still_active(session, run.id)
         store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
 
-    job.answer(f"/rounds/{run.id}/evaluation", evaluation, change)
+    told = evaluation if ctx.settings.share_scores else _withheld(evaluation)
+    job.answer(f"/rounds/{run.id}/evaluation", told, change)
     files.forget(files.weights, *(files.model(each.name) for each in item.others))
+
+
+def _withheld(evaluation: Evaluation) -> Evaluation:
+    """That this site has looked at each model, and nothing of what it found."""
+    nothing = Scores(samples=0)
+    others = {name: ModelEvaluation(scores=nothing) for name in evaluation.others}
+    return Evaluation(scores=nothing, others=others)
 
 
 def stop(job: Job, item: Stop) -> None:

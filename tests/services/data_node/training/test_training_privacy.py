@@ -191,3 +191,20 @@ def test_an_update_out_of_proportion_costs_its_own_place_alone(owner, sites):  #
     shown = model_owner.show(run)
     assert shown["state"] == "failed"
     assert "invalid-update" in shown["reason"]
+
+
+def test_a_site_that_does_not_consent_shows_no_score(owner, sites):  # noqa: F811
+    model_owner, _ = owner
+    hidden = sites[0]
+    hidden.settings = hidden.settings.model_copy(update={"share_scores": False})
+    run = model_owner.start(training=TRAINING)
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert (shown["state"], shown["reason"]) == ("finished", "")
+    withheld, *told = shown["reports"][0]["sites"]
+    assert (withheld["node"], withheld["stage"]) == ("node-a", "revealed")  # its update counts
+    assert [withheld[field] for field in ("loss", "accuracy", "received")] == [None] * 3
+    assert all(site["loss"] > 0 for site in told)
+    assert shown["sites"][0]["final"] == {"samples": 0, "loss": None, "accuracy": None}
+    with hidden.db.reading() as session:
+        assert store.find_run(session, run).evaluation["samples"] > 0  # the site's own to see
