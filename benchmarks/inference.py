@@ -35,9 +35,10 @@ from benchmarks.bed.services import Bed, bed
 from benchmarks.peers import crypten
 from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import DEALER, OWNER
+from primia.learning.calibration import pack
 from primia.learning.images import normalise
 from primia.learning.spec import MAX_CLASSES, ModelSpec
-from primia.messages.inference import MAX_BATCH, InferenceRequest, ServeRequest
+from primia.messages.inference import MAX_BATCH, Accuracy, ServeRequest
 
 NODE = "hospital-a"
 MEMBERS = (DEALER, OWNER, NODE)
@@ -98,6 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=900, help="seconds; what is longer is left")
     parser.add_argument("--threads", type=int, default=1, help="arithmetic threads of a task")
     parser.add_argument("--images", type=int, default=40, help="for the agreement")
+    parser.add_argument("--calibration", type=int, default=64, help="images to calibrate on")
     parser.add_argument("--train-seconds", type=float, default=60, help="for the agreement")
     parser.add_argument("--train-size", type=int, default=96)
     parser.add_argument("--folder", type=Path, help="for state; several GB. Default: the system's")
@@ -169,15 +171,31 @@ class Bench:
         }
         settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
         found = self.open.enter_context(bed(self.folder / name, MEMBERS, network, settings))
-        self.serve(found, MODEL, self.spec, self.module)
+        calibrated = network is None and "calibrated" in choose(self.given.only, tuple(GROUPS))
+        self.serve(found, MODEL, self.spec, self.module, calibrated=calibrated)
         infer(found.node(NODE), self.files[:1], MODEL, 2)
         return found
 
-    def serve(self, found: Bed, name: str, spec: ModelSpec, module: torch.nn.Module) -> None:
+    def serve(
+        self,
+        found: Bed,
+        name: str,
+        spec: ModelSpec,
+        module: torch.nn.Module,
+        *,
+        calibrated: bool = False,
+    ) -> None:
+        """``calibrated``: also with windows that fit training images."""
         owner = found.owner()
-        version = models.upload(owner, name, spec, module)
-        owner.serve(name, version.version, ServeRequest(results=("scores",), stock=0))
-        owner.wait_served(name, version.version)
+        version = models.upload(owner, name, spec, module).version
+        accuracies: tuple[Accuracy, ...] = ("exact",)
+        if calibrated:
+            chosen = self.pictures.training[: self.given.calibration]
+            owner.calibrate(name, version, pack(self.pictures.pixels(spec, chosen).pixels))
+            accuracies = ("exact", "calibrated")
+        request = ServeRequest(results=("scores",), accuracies=accuracies, stock=0)
+        owner.serve(name, version, request)
+        owner.wait_served(name, version)
 
     def times(self, found: Bed, repeats: int | None = None, **options: str) -> list[Answer]:
         count = repeats or self.given.repeats
@@ -263,10 +281,9 @@ def _network(delay: float, mbit: float) -> str:
 
 
 def _calibrated(bench: Bench) -> None:
-    if "accuracy" not in InferenceRequest.model_fields:
-        bench.missing("calibrated", "", "this version has no calibrated accuracy")
-        return
-    answers = bench.times(bench.loopback, accuracy="calibrated")
+    found = bench.loopback
+    infer(found.node(NODE), bench.files[:1], MODEL, 2, accuracy="calibrated")
+    answers = bench.times(found, accuracy="calibrated")
     costs = [answer.cost for answer in answers]
     most = 0.25 if bench.given.size == 224 else None
     material = [cost.material_bytes / 1e9 for cost in costs]
@@ -275,9 +292,6 @@ def _calibrated(bench: Bench) -> None:
 
 
 def _securenn(bench: Bench) -> None:
-    if "protocol" not in InferenceRequest.model_fields:
-        bench.missing("securenn", "", "this version has no SecureNN")
-        return
     series = []
     for delay, mbit, least in ((0.0, 0.0, None), (10.0, 0.0, 70.0), (100.0, 0.0, 80.0)):
         repeats = min(3, bench.given.repeats) if delay < 100 else 1
@@ -359,14 +373,11 @@ def _agreement(bench: Bench) -> None:
     spec = ModelSpec(classes=pictures.classes, channels=3, image_size=given.size)
     module = models.trained(spec, pictures, given.train_size, given.train_seconds)
     found = bench.loopback
-    bench.serve(found, "agreement", spec, module)
+    bench.serve(found, "agreement", spec, module, calibrated=True)
     chosen = pictures.files[: given.images]
     plain = models.logits(module, pictures.pixels(spec, chosen))
-    accuracies = ["exact"]
-    if "accuracy" in InferenceRequest.model_fields:
-        accuracies.append("calibrated")
-    for accuracy in accuracies:
-        options = {} if accuracy == "exact" else {"accuracy": accuracy}
+    for accuracy in ("exact", "calibrated"):
+        options = {"accuracy": accuracy}
         rows = [
             infer(
                 found.node(NODE),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia.client import DataNode
-from primia.messages.inference import Cost, InferenceRequest, InferenceStatus
+from primia.messages.inference import Cost, InferenceStatus
 
 _POLL_SECONDS = 0.05
 
@@ -37,9 +37,7 @@ def infer(
     **options: str,
 ) -> Answer:
     """``options``: further fields of the request (protocol, accuracy)."""
-    fields = {"model": model, "version": str(version), "result": "scores"}
-    if "protocol" in InferenceRequest.model_fields:
-        fields["protocol"] = "fss"
+    fields = {"model": model, "version": str(version), "result": "scores", "protocol": "fss"}
     fields |= options
     pictures = [("images", (path.name, path.read_bytes())) for path in files]
     made = httpx.Request("POST", "http://node/", data=fields, files=pictures)
