@@ -55,7 +55,10 @@ def register_images(grid: Grid, operator: Identity, sites: Sites, dataset: str) 
 def train(
     grid: Grid, owner: ModelOwner, sites: Sites, settings: TrainingSettings, rounds: int
 ) -> Trained:
-    """One plain round, one secure round from the same start, then the secure run goes on."""
+    """One plain round, one secure round from the same start, then the secure run goes on. Batches
+    are made to fit the smallest site: one that is larger than a site would be refused there."""
+    fitting = max(2, min(settings.batch_size, min(sites.counts) // 2))
+    settings = settings.model_copy(update={"batch_size": fitting})
     model = _new_model(owner, sites, settings)
     nodes = tuple(node.name for node in grid.nodes)
 
