@@ -1,0 +1,84 @@
+"""What the benchmarks' figures rest on: the link's times, a figure's verdict, folded weights."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import benchmarks
+from benchmarks.bed.link import _Switch
+from benchmarks.bed.report import Figure, choose
+from benchmarks.peers.crypten import folded
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    # These run in the environment of the system that they measure; __main__ runs at once.
+    if not module.name.endswith(("crypten_party", "__main__")) and "flower_app" not in module.name
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_benchmark_can_be_imported(name: str):
+    importlib.import_module(name)
+
+
+def test_a_packet_waits_for_its_line_and_arrives_a_delay_later():
+    switch = _Switch([10, 11, 12])
+    switch.delay, switch.rate, switch.slow = 0.1, 1000.0, frozenset({0, 1})
+    now = time.monotonic()
+    first, second = switch._arrival(0, 1, 500), switch._arrival(0, 1, 500)
+    assert first - now == pytest.approx(0.6, abs=0.05)
+    assert second - first == pytest.approx(0.5)
+    assert switch._arrival(1, 0, 500) - now == pytest.approx(0.6, abs=0.05)  # its own line
+    assert switch._arrival(0, 2, 500) - now == pytest.approx(0, abs=0.05)  # not slowed
+
+
+def test_an_unlimited_line_only_delays():
+    switch = _Switch([10, 11])
+    switch.delay, switch.slow = 0.2, frozenset({0, 1})
+    now = time.monotonic()
+    arrivals = [switch._arrival(0, 1, 10**6) - now for _ in range(3)]
+    assert arrivals == pytest.approx([0.2] * 3, abs=0.05)
+
+
+def test_a_figure_is_the_median_held_against_its_limits():
+    def figure(*values: float, **limits: float) -> Figure:
+        return Figure("g", "n", "s", "c", list(values), **limits)
+
+    assert figure(3, 1, 2).value == 2
+    assert figure(3, 1, 2).met is None
+    assert figure(at_most=1).met is None  # not measured
+    assert figure(1, 2, 9, at_most=2).met is True
+    assert figure(1, 3, 9, at_most=2).met is False
+    assert figure(10, at_least=9).met is True
+    assert figure(8, at_least=9).met is False
+
+
+def test_groups_are_chosen_in_their_own_order_and_unknown_ones_named():
+    assert choose([], ("a", "b")) == ("a", "b")
+    assert choose(["b", "a"], ("a", "b", "c")) == ("a", "b")
+    with pytest.raises(SystemExit, match="nothing"):
+        choose(["nothing"], ("a",))
+
+
+def test_folding_batchnorm_keeps_the_layer():
+    generator = torch.Generator().manual_seed(1)
+    conv = torch.nn.Conv2d(2, 3, 3, bias=False)
+    norm = torch.nn.BatchNorm2d(3).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.data.uniform_(0.5, 2, generator=generator)
+    state = {"conv1.weight": conv.weight.detach().numpy()}
+    state |= {f"bn1.{k}": v.detach().numpy() for k, v in norm.state_dict().items() if v.ndim}
+    found = folded(state)
+    x = torch.linspace(-1, 1, 2 * 5 * 5).reshape(1, 2, 5, 5)
+    with torch.no_grad():
+        wanted = norm(conv(x)).numpy()
+        weight, bias = (torch.from_numpy(found[f"conv1.{k}"]) for k in ("weight", "bias"))
+        got = torch.nn.functional.conv2d(x, weight, bias).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
