@@ -44,8 +44,9 @@ def move(present: State, wanted: State) -> State:
 
 
 def retry_seconds(attempts: int) -> float:
-    """The pause before the next attempt: 1, 2, 4 … seconds."""
-    return float(2 ** min(max(attempts - 1, 0), 5))
+    """The pause before the next attempt: 1, 3, 9, 27 seconds, so that all of them together outlast
+    the restart of a service."""
+    return float(3 ** min(max(attempts - 1, 0), 3))
 
 
 def choose(
