@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,15 @@ SLOW = {"step_endpoint", "client_step", "securenn_owner", "securenn_client", "se
 def test_seeds_are_no_findings(name):
     for seed in targets()[name].seeds:
         attempt(targets()[name], seed)
+
+
+FINDINGS = sorted((Path(__file__).parent / "findings").iterdir())
+
+
+@pytest.mark.parametrize("file", FINDINGS, ids=lambda file: file.name)
+def test_what_was_found_once_is_found_no_more(file):
+    """Named TARGET.WHAT.bin."""
+    attempt(targets()[file.name.partition(".")[0]], file.read_bytes())
 
 
 @pytest.mark.parametrize("name", sorted(targets()))

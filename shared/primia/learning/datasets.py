@@ -166,7 +166,10 @@ def _patient(candidate: Candidate, data: bytes) -> str:
     """As the user says; else by a DICOM file's own header, as a digest; else by the name."""
     if candidate.stated or not dicom.is_dicom(data):
         return candidate.patient
-    return dicom.patient(data) or candidate.patient
+    try:
+        return dicom.patient(data) or candidate.patient
+    except dicom.Damaged:
+        return candidate.patient
 
 
 def inspect(listing: Listing, progress: Progress | None = None) -> Inspection:

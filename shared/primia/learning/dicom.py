@@ -8,9 +8,12 @@ digest, which stays in the institution as the rest of the manifest does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import math
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,20 @@ class NotTaken(ValueError):
     """A DICOM file that is no single radiograph; the text is the reason."""
 
 
+class Damaged(ValueError):
+    """A file that pydicom cannot make sense of; the text is the name of its error."""
+
+
+@contextlib.contextmanager
+def _damage_is_typed() -> Iterator[None]:
+    try:
+        yield
+    except (NotTaken, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  # of many kinds, and not all of them documented
+        raise Damaged(type(error).__name__) from None
+
+
 def is_dicom(data: bytes) -> bool:
     return data[128:132] == MAGIC
 
@@ -35,8 +52,16 @@ def is_dicom(data: bytes) -> bool:
 def grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float32]:
     """The image as float32 (rows, columns) or (rows, columns, 3), from 0 (black) to 1 (white).
 
-    Raises NotTaken, and whatever pydicom raises for damaged files.
+    Raises NotTaken or Damaged.
     """
+    with _damage_is_typed():
+        values = _grey_values(data, max_pixels, min_side)
+    if not np.isfinite(values).all():
+        raise NotTaken("is DICOM whose rescaling leads beyond all numbers")
+    return values
+
+
+def _grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float32]:
     dataset = _read(data)
     _check(dataset, max_pixels, min_side)
     stored = dataset.pixel_array
@@ -48,20 +73,23 @@ def grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float
 
 
 def patient(data: bytes) -> str | None:
-    """A digest of the patient's number (or name), the same for the same patient; None without."""
-    dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
-    for keyword in ("PatientID", "PatientName"):
-        stated = str(dataset.get(keyword, "")).strip()
-        if stated:
-            text = f"primia/patient/{dataset.get('IssuerOfPatientID', '')}/{stated}"
-            return f"dicom-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    """A digest of the patient's number (or name), the same for the same patient; None without.
+    Raises Damaged."""
+    with _damage_is_typed():
+        dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
+        for keyword in ("PatientID", "PatientName"):
+            stated = str(dataset.get(keyword, "")).strip()
+            if stated:
+                text = f"primia/patient/{dataset.get('IssuerOfPatientID', '')}/{stated}"
+                return f"dicom-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     return None
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(columns, rows), from the header. Raises whatever pydicom raises for damaged files."""
-    dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
-    return int(dataset.Columns), int(dataset.Rows)
+    """(columns, rows), from the header. Raises Damaged."""
+    with _damage_is_typed():
+        dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
+        return int(dataset.Columns), int(dataset.Rows)
 
 
 def _read(data: bytes) -> Dataset:
@@ -109,7 +137,11 @@ def _first(dataset: Dataset, keyword: str) -> float | None:
     value = dataset.get(keyword)
     if isinstance(value, MultiValue):
         value = value[0] if value else None
-    return None if value is None or value == "" else float(value)
+    if value is None or value == "":
+        return None
+    if not math.isfinite(float(value)):
+        raise NotTaken("is DICOM with a window that is no number")
+    return float(value)
 
 
 def _colour(stored: NDArray[np.generic], kind: str, bits: int) -> NDArray[np.float32]:

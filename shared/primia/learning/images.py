@@ -168,8 +168,8 @@ def _from_dicom(data: bytes, size: int, channels: int, name: str) -> Pixels:
         raise ImageRejected(name, str(error)) from None
     except MemoryError:
         raise ImageRejected(name, "takes too much memory to decode") from None
-    except (*_DAMAGED, *_BOMBS, RuntimeError, NotImplementedError) as error:
-        raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
+    except dicom.Damaged as error:
+        raise ImageRejected(name, f"is damaged or cut short ({error})") from None
     planes = values[..., np.newaxis] if values.ndim == 2 else values
     if channels == 1 and planes.shape[-1] == 3:
         planes = planes @ _LUMA[:, np.newaxis]  # (rows, columns, 1)

@@ -180,3 +180,20 @@ def test_a_folder_of_dicom_files_is_a_data_set_without_names(tmp_path: Path) -> 
     stated = inspect(scan_csv(tmp_path / "list.csv")).manifest
     assert stated is not None
     assert stated.patients == 6
+
+
+def test_a_header_that_makes_no_sense_is_damage() -> None:
+    data = bytearray(written(radiograph()))
+    at = data.index(b"UL") + 4  # the length of the first element, four bytes a value
+    data[at - 2 : at] = (710).to_bytes(2, "little")
+    with pytest.raises(ImageRejected, match="damaged"):
+        decode(bytes(data), 32, 1, "image.dcm")
+    for read in (dicom.patient, dicom.size):
+        with pytest.raises(dicom.Damaged):
+            read(bytes(data))
+
+
+def test_a_window_that_is_no_number_is_refused() -> None:
+    odd = radiograph(WindowCenter="1e400", WindowWidth="100")
+    with pytest.raises(ImageRejected, match="no number"):
+        seen(odd)
