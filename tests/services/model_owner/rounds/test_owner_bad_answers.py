@@ -199,7 +199,13 @@ def test_a_report_that_contradicts_its_advertisement_is_refused(federation):
         )
 
 
-WRONG_FIELDS = [{"loss": None}, {"samples": 0}, {"accuracy": 1.5}, {"surprise": 1}, {"seconds": -1}]
+WRONG_FIELDS = [
+    {"loss": "low"},
+    {"samples": 0},
+    {"accuracy": 1.5},
+    {"surprise": 1},
+    {"seconds": -1},
+]
 
 
 def test_a_report_that_is_none_is_refused_by_field(federation):
