@@ -19,6 +19,7 @@ from primia.errors import Conflict
 from primia.messages.common import Id
 from primia.messages.securenn import Assistance, AssistanceRequest
 from primia.mpc.plan import Plan
+from primia.mpc.securenn import ring64
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.wire import CLIENT, OWNER
@@ -76,6 +77,7 @@ def open_assistance(
     links = {OWNER: streams[row.owner], CLIENT: streams[caller.name]}
 
     def work() -> None:
+        ring64.load(ctx.settings.threads)
         for stream in streams.values():
             require_joined(stream, _JOIN_SECONDS)
         carry(assistant.prepare(), links)

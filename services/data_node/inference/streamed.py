@@ -15,6 +15,7 @@ from primia.chassis.duplex import CalledStream
 from primia.errors import MalformedMessage
 from primia.messages.securenn import Assistance, AssistanceRequest, StreamRequest, StreamSession
 from primia.mpc.plan import Plan
+from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.layout import steps
 from primia.mpc.securenn.roles import Client, Opening
@@ -45,6 +46,7 @@ def attempt(
 ) -> Values:
     """As ``run.attempt``. Nothing is left to burn: a session ends with its streams."""
     wanted, batch = row.plan(), len(pixels)
+    ring64.load(ctx.settings.threads)
     report.begin("material")
     plan = patiently(
         lambda: public_plan(ctx, row.model_served(), wanted), report.go_on, away=_AWAY_SECONDS

@@ -14,6 +14,7 @@ from primia.errors import MalformedMessage
 from primia.messages.inference import MaskSeed
 from primia.messages.securenn import StreamRequest
 from primia.mpc.compiled import CompiledModel
+from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import Link, carry
 from primia.mpc.securenn.roles import Owner
 from primia.mpc.securenn.wire import ASSISTANT, CLIENT
@@ -50,6 +51,7 @@ def open_session(ctx: Context, wanted: StreamRequest, node: str) -> str:
 
 
 def _serve(ctx: Context, wanted: StreamRequest, stream: ServedStream) -> None:
+    ring64.load(ctx.settings.threads)
     model = _model(ctx, wanted.plan)
     answer = dealer(ctx).get(f"/plans/{wanted.plan}/mask", MaskSeed)
     raw = decode_key(answer.seed)

@@ -9,7 +9,6 @@ terms are split along the input's channels, at no further cost.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -112,9 +111,11 @@ class LinearMap64:
         return f"LinearMap64(<{self._weight.shape}>)"
 
 
-def load() -> None:
-    """Load what convolutions need, before they are waited for."""
-    importlib.import_module("torch")
+def load(threads: int = 1) -> None:
+    """Load what convolutions need, before they are waited for; this thread's take ``threads``."""
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _low_bits(x: Words, width: int) -> Real:

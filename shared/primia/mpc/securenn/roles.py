@@ -17,7 +17,7 @@ from primia.errors import InvalidInput, MalformedMessage
 from primia.fixed_point import encode
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
-from primia.mpc.securenn import native, ring64
+from primia.mpc.securenn import native
 from primia.mpc.securenn.gates import Party
 from primia.mpc.securenn.layout import (
     check_batch,
@@ -68,7 +68,6 @@ class Owner:
     def prepare(self) -> Talk[None]:
         """Seeds; and E, if P1 has it not from an earlier session."""
         native.prepare()
-        ring64.load()
         common = Seed.fresh()
         yield from send_seed(CLIENT, common)
         self._party = Party(OWNER, common, (yield from receive_seed(ASSISTANT)))
