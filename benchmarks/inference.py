@@ -170,10 +170,12 @@ class Bench:
             "PRIMIA_MAX_BATCH": str(MAX_BATCH),
         }
         settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
-        found = self.open.enter_context(bed(self.folder / name, MEMBERS, network, settings))
-        calibrated = network is None and "calibrated" in choose(self.given.only, tuple(GROUPS))
-        self.serve(found, MODEL, self.spec, self.module, calibrated=calibrated)
-        infer(found.node(NODE), self.files[:1], MODEL, 2)
+        with contextlib.ExitStack() as stack:  # what is no use is ended before it is tried again
+            found = stack.enter_context(bed(self.folder / name, MEMBERS, network, settings))
+            calibrated = network is None and "calibrated" in choose(self.given.only, tuple(GROUPS))
+            self.serve(found, MODEL, self.spec, self.module, calibrated=calibrated)
+            infer(found.node(NODE), self.files[:1], MODEL, 2)
+            self.open.enter_context(stack.pop_all())
         return found
 
     def serve(

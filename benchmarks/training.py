@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from benchmarks import simulated_nodes
 from benchmarks.bed import rounds
@@ -91,10 +92,12 @@ class Bench:
     @cached_property
     def bed(self) -> Bed:
         """Services whose workers have loaded what they need."""
-        found = self.open.enter_context(bed(self.folder / "grid", MEMBERS))
-        rounds.prepare(found, NODES)
-        rounds.create(found, "warm", "resnet18")
-        rounds.wait(found, rounds.start(found, "warm", NODES, 1, secure=True))
+        with contextlib.ExitStack() as stack:  # what is no use is ended before it is tried again
+            found = stack.enter_context(bed(self.folder / "grid", MEMBERS))
+            rounds.prepare(found, NODES)
+            rounds.create(found, "warm", "resnet18")
+            rounds.wait(found, rounds.start(found, "warm", NODES, 1, secure=True))
+            self.open.enter_context(stack.pop_all())
         return found
 
     @cached_property
@@ -113,6 +116,7 @@ def _round(bench: Bench, secure: bool) -> Trial:
     group = "secure" if secure else "plain"
     found, model = bench.bed, 4 * bench.values
     found.forget_peaks()
+    idle = found.resident()
     busy = found.processor_seconds()
     run = rounds.start(found, "timed", NODES, bench.given.rounds, secure=secure)
     trial = rounds.wait(found, run)
@@ -129,6 +133,10 @@ def _round(bench: Bench, secure: bool) -> Trial:
     node = max(peaks[name] for name in NODES) / 1e9
     note = "API and worker, torch and the training included"
     bench.figure(group, "peak memory of a node", "GB", [node], at_most=_NODE_GB, note=note)
+    for name, role in ((OWNER, "the owner"), (NODES[0], "a node")):
+        note = f"that holds {idle[name] / 1e9:.2f} GB before the run (torch, comparison kernels)"
+        more = (peaks[name] - idle[name]) / 1e9
+        bench.figure(group, f"more than {role} holds when idle", "GB", [more], note=note)
     for name in (OWNER, NODES[0]):
         seconds = (spent[name] - busy[name]) / bench.given.rounds
         bench.figure(group, f"processor time of {name} a round", "s", [seconds])
@@ -170,6 +178,10 @@ def _lost(bench: Bench) -> None:
         apart = max(float(np.abs(mine[name] - theirs[name]).max()) for name in mine)
         note = "to a plain round of the nodes that remain"
         bench.figure("lost", "largest difference of a weight", "", [apart], at_most=1e-6, note=note)
+        found.owner().weights("timed", 1, bench.folder / "first.safetensors")
+        first = load_file(bench.folder / "first.safetensors")
+        moved = max(float(np.abs(mine[name] - first[name]).max()) for name in mine)
+        bench.figure("lost", "largest change of a weight in the round", "", [moved])
     finally:
         for part in ("api", "worker"):
             found.start(victim, part)

@@ -124,6 +124,8 @@ def shown(figure: Figure) -> str:
 def number(value: float) -> str:
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
+    if abs(value) < 0.001:
+        return f"{value:.1e}"
     return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 

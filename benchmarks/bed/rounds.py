@@ -91,7 +91,7 @@ def start(
         batches=1,
         batch_size=2,
         optimiser="sgd",
-        learning_rate=0.01,
+        learning_rate=1e-6,
         momentum=0.0,
         validation_fraction=0.0,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,15 @@ class Bed:
                 found[member] = found.get(member, 0) + peak_bytes(process.pid)
         return found
 
+    def resident(self) -> dict[str, int]:
+        """Member -> bytes that its API and worker hold now."""
+        found: dict[str, int] = {}
+        for (member, part), process in self.running.items():
+            if part != "broker":
+                held = int(psutil.Process(process.pid).memory_info().rss)
+                found[member] = found.get(member, 0) + held
+        return found
+
     def forget_peaks(self) -> None:
         for process in self.running.values():
             forget_peak(process.pid)
@@ -169,6 +179,7 @@ def bed(
     settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Bed]:
     """``settings``: role -> environment variables on top of the grid's own."""
+    shutil.rmtree(root, ignore_errors=True)
     grid = layout.create(root)
     made = Bed(grid, network, settings or {})
     try:
