@@ -11,4 +11,5 @@ class CryptoProviderSettings(ServiceSettings):
     max_stock_bytes: int = Field(default=20 << 30, ge=0, description="disk for dealt material")
     deal_expiry_seconds: float = Field(default=3600, gt=0, description="of a deal handed out")
     max_assistances: int = Field(default=2, ge=1, le=1024, description="SecureNN sessions at once")
+    max_stream_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of one of them")
     max_open_deals: int = Field(default=8, ge=1, le=10_000, description="for each data node")

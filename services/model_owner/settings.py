@@ -22,6 +22,7 @@ class ModelOwnerSettings(ServiceSettings):
     max_sessions: int = Field(default=8, ge=1, le=1024)
     max_sessions_a_node: int = Field(default=4, ge=1, le=1024)
     max_streams: int = Field(default=2, ge=1, le=1024, description="SecureNN sessions at once")
+    max_stream_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of one of them")
     session_idle_seconds: float = Field(default=120, gt=0)
     max_model_bytes: int = Field(default=2 << 30, ge=1024)
     poll_seconds: float = Field(default=25, gt=0, le=60, description="longest wait for work")

@@ -22,6 +22,7 @@ from primia.mpc.plan import Plan
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
+from primia.mpc.securenn.layout import check_memory
 from primia.mpc.securenn.wire import CLIENT, OWNER
 from primia.prg import Seed
 from services.crypto_provider.material import store
@@ -72,7 +73,9 @@ def open_assistance(
             hint="Fetch the plan from the model owner again.",
         )
     mask = Seed(ctx.secrets.open(row.seed, MASK_PURPOSE + row.id))
-    assistant = Assistant(Plan.parse(row.document.encode()), wanted.batch, mask)
+    plan = Plan.parse(row.document.encode())
+    check_memory(plan, wanted.batch, ctx.settings.max_stream_bytes)
+    assistant = Assistant(plan, wanted.batch, mask)
     streams = {name: ServedStream(_SILENCE_SECONDS) for name in (row.owner, caller.name)}
     links = {OWNER: streams[row.owner], CLIENT: streams[caller.name]}
 

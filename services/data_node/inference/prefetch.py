@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Index, String, func, select
+from sqlalchemy import Index, Select, String, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from primia.chassis.context import Context
@@ -68,16 +68,7 @@ def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
     """A kept deal and this node's half, or None; marked as taken before it is read."""
     with ctx.db.session() as session:
         row = session.scalars(
-            select(PrefetchedDeal)
-            .where(
-                PrefetchedDeal.plan == plan_id,
-                PrefetchedDeal.batch == batch,
-                PrefetchedDeal.state == _KEPT,
-                PrefetchedDeal.expires > ctx.clock.now() + _MARGIN,
-            )
-            .order_by(PrefetchedDeal.expires)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+            _takeable(ctx, plan_id, batch).with_for_update(skip_locked=True)
         ).first()
         if row is None:
             return None
@@ -94,12 +85,25 @@ def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
         path.unlink(missing_ok=True)
 
 
-def holds(ctx: Context, plan_id: str, batch: int) -> bool:
-    """Whether a deal for this plan and batch lies here."""
-    with ctx.db.reading() as session:
-        return any(
-            row.state == _KEPT and row.batch == batch for row in _open_rows(session, plan_id, batch)
+def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
+    """The kept deal that expires first, but not too soon for an inference."""
+    return (
+        select(PrefetchedDeal)
+        .where(
+            PrefetchedDeal.plan == plan_id,
+            PrefetchedDeal.batch == batch,
+            PrefetchedDeal.state == _KEPT,
+            PrefetchedDeal.expires > ctx.clock.now() + _MARGIN,
         )
+        .order_by(PrefetchedDeal.expires)
+        .limit(1)
+    )
+
+
+def holds(ctx: Context, plan_id: str, batch: int) -> bool:
+    """Whether ``take`` would find a deal for this plan and batch."""
+    with ctx.db.reading() as session:
+        return session.scalars(_takeable(ctx, plan_id, batch)).first() is not None
 
 
 def refill(ctx: Context) -> None:

@@ -25,6 +25,7 @@ from services.data_node.inference.patience import patiently
 from services.data_node.inference.run import Report, Values, normalised
 from services.data_node.inference.served import dealer, owner, public_plan
 
+_OWNER_BUSY_SECONDS = 45.0
 _OPENINGS = "inference.streamed openings"
 # A slow line takes long over a round of a large batch.
 _SILENCE_SECONDS = 300.0
@@ -73,7 +74,10 @@ def _open(ctx: Context, row: store.Inference, batch: int, report: Report) -> tup
     request = StreamRequest(
         plan=wanted.plan, digest=wanted.digest, assistance=assistance.id, batch=batch
     )
-    answer = patiently(lambda: owner(ctx).post("/inference/streams", request), report.go_on)
+    # Not for longer than the crypto provider keeps an assistance that nobody has joined.
+    answer = patiently(
+        lambda: owner(ctx).post("/inference/streams", request), report.go_on, _OWNER_BUSY_SECONDS
+    )
     return assistance.id, owner(ctx).parse(answer, StreamSession).id
 
 

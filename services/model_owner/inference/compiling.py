@@ -14,7 +14,7 @@ from primia.learning.images import normalise
 from primia.learning.models import load_model, spec_layout
 from primia.learning.spec import ModelSpec
 from primia.messages.inference import Accuracy, Agreement, Result
-from primia.mpc.compile import compile_model
+from primia.mpc.compile import compile_model, float_scores
 from primia.mpc.compile_windows import agreement, calibrate
 from primia.mpc.compiled import CompiledModel
 from services.model_owner.registry import weights
@@ -61,9 +61,7 @@ def _agreement(
 ) -> Agreement | None:
     if images is None:
         return None
-    with torch.inference_mode():
-        wanted = module(torch.from_numpy(images)).double().numpy()
-    found = agreement(model, images, wanted)
+    found = agreement(model, images, float_scores(module, images))
     return Agreement.model_validate(vars(found))
 
 

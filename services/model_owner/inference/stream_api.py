@@ -16,6 +16,8 @@ from primia.chassis.problems import responses
 from primia.errors import Conflict
 from primia.messages.common import Id
 from primia.messages.securenn import StreamRequest, StreamSession
+from primia.mpc.plan import Plan
+from primia.mpc.securenn.layout import check_memory
 from services.model_owner.inference import store, streams
 from services.model_owner.inference.domain import ServingState
 
@@ -53,6 +55,8 @@ def open_stream(
             "This plan is not served, or is another one.",
             hint="GET /inference/models lists what is served.",
         )
+    plan = Plan.parse((row.document or "").encode())
+    check_memory(plan, wanted.batch, ctx.settings.max_stream_bytes)
     opened = streams.open_session(ctx, wanted, node.name)
     return StreamSession(
         id=opened, plan=wanted.plan, assistance=wanted.assistance, batch=wanted.batch

@@ -76,13 +76,13 @@ class Inbox:
 
     def take(self, size: int) -> memoryview:
         """Raises PeerUnavailable if they do not come."""
-        deadline = time.monotonic() + self._patience
         with self._changed:
             self._wanted = size
             while self._size < size:
                 if self._reason is not None:
                     raise PeerUnavailable(f"A stream broke off: {self._reason}.")
-                if not self._changed.wait(deadline - time.monotonic()):
+                before = self._size
+                if not self._changed.wait(self._patience) and self._size == before:
                     raise PeerUnavailable("The other side of a stream fell silent.")
             self._wanted = 0
             self._size -= size

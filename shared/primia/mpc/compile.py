@@ -81,6 +81,13 @@ def compile_model(
     return model
 
 
+def float_scores(module: nn.Module, images: NDArray[Any]) -> Floats:
+    """The module's own outputs, (N, classes), while no other module of the process is traced."""
+    with _TRACING, torch.inference_mode():
+        found = module(torch.from_numpy(np.ascontiguousarray(images, np.float32)))
+    return np.asarray(found.double().numpy())
+
+
 def _check_arguments(
     input_shape: Shape, calibration: NDArray[Any] | None, activation_bits: int
 ) -> Floats | None:

@@ -49,7 +49,8 @@ def choose_scales(graph: Graph, magnitudes: tuple[float, ...], activation_bits: 
     for index, node in enumerate(graph.nodes):
         given = values[node.source]
         if isinstance(node, Linear):
-            weights[index] = _weight_bits(node, limits[index + 1] - given, magnitudes[index + 1])
+            limit = min(limits[index + 1], _bias_limit(node))
+            weights[index] = _weight_bits(node, limit - given, magnitudes[index + 1])
             values.append(given + weights[index])
         elif isinstance(node, Rectify):
             values.append(targets[index])
@@ -92,6 +93,15 @@ def _fitting(magnitude: float) -> int:
     if magnitude <= 0.0:
         return MAX_SCALE
     return min(MAX_SCALE, math.floor(_ROOM - math.log2(magnitude)))
+
+
+def _bias_limit(node: Linear) -> int:
+    """The most fraction bits with which every bias is a number of the ring, unwrapped: SecureNN
+    computes in a larger one, where a wrapped bias would be another number."""
+    largest = float(np.abs(node.bias).max(initial=0.0))
+    if largest <= 0.0:
+        return MAX_SCALE
+    return min(MAX_SCALE, math.floor(30.99 - math.log2(largest)))
 
 
 def _weight_bits(node: Linear, room: int, magnitude: float) -> int:

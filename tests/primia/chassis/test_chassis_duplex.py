@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -177,3 +178,20 @@ def test_work_that_breaks_ends_its_streams_and_tells_no_value(error, caplog):
     with pytest.raises(PeerUnavailable) as told:
         stream.receive(1)
     assert "123456" not in str(told.value) + caplog.text
+
+
+def test_a_slow_line_is_not_silence():
+    """Patience is for the next bytes, not for all of them."""
+    inbox = Inbox(0.5)
+
+    def drip():
+        for _ in range(30):
+            time.sleep(0.05)
+            inbox.put(b"12345")
+
+    feeder = threading.Thread(target=drip)
+    feeder.start()
+    assert bytes(inbox.take(150)) == b"12345" * 30  # after a second and a half
+    feeder.join()
+    with pytest.raises(PeerUnavailable, match="fell silent"):
+        inbox.take(1)

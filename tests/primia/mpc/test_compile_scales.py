@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from primia.errors import UnsupportedModel
+from primia.mpc.compile import compile_model
 from primia.mpc.compile_graph import Addition, Conv, Flat, Graph, Linear, Maximum, Rectify, Sum
 from primia.mpc.compile_scales import choose_scales, quantise
 
@@ -117,3 +120,23 @@ def test_quantising_rounds_to_the_nearest_and_wraps_the_bias():
     wide = Linear("fc", (0,), np.array([[0.3]]), np.array([2.0**17, -(2.0**18) - 1]), None)
     bias = quantise(wide, 4, 14).bias
     assert bias.tolist() == [-(2**31), -(2**14)]
+
+
+def test_a_large_bias_takes_weight_bits_and_never_wraps():
+    """A BatchNorm of a large mean over a small deviation folds into a bias beyond its outputs."""
+    norm = nn.BatchNorm2d(4)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        norm,
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval()
+    with torch.no_grad():
+        norm.running_mean.fill_(128.0)
+    model = compile_model(module, (1, 8, 8))
+    bias = model.weights["0"].bias
+    scale = model.plan.scales()[1]
+    np.testing.assert_allclose(bias / 2.0**scale, -128.0, rtol=1e-3)
+    assert scale < 25

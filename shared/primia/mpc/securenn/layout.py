@@ -40,6 +40,11 @@ def stream(seed: Seed, gate: int, name: str) -> Stream:
     return Stream(seed, f"securenn/gate {gate}/{name}")
 
 
+# What a party was seen to hold: without any comparison, and for each of its widest step.
+BASE_BYTES = 400_000_000
+COMPARISON_BYTES = 600
+
+
 @dataclass(frozen=True)
 class Step:
     """A nonlinear step of a plan: comparisons of the whole batch, values that each selects."""
@@ -58,6 +63,23 @@ def steps(plan: Plan, batch: int) -> Iterator[Step]:
         classes = plan.classes
         for level in reduction(classes, classes, 1, 0).levels:
             yield Step(batch * len(level.left), 2)
+
+
+def memory_bytes(plan: Plan, batch: int) -> int:
+    """About what a party holds at most: the libraries, and the widest step's comparisons."""
+    widest = max((step.count for step in steps(plan, batch)), default=0)
+    return BASE_BYTES + COMPARISON_BYTES * widest
+
+
+def check_memory(plan: Plan, batch: int, limit: int) -> None:
+    """Raises InvalidInput where a session would take more than ``limit`` bytes."""
+    needed = memory_bytes(plan, batch)
+    if needed > limit:
+        raise InvalidInput(
+            f"SecureNN would take {needed / 1e9:.1f} GB for a batch of {batch}; "
+            f"{limit / 1e9:.1f} are allowed.",
+            hint="Ask for fewer images at a time, or for the protocol fss.",
+        )
 
 
 def _counts(op: Operation, shape: Shape) -> Iterator[int]:

@@ -172,7 +172,7 @@ def test_a_session_needs_ones_own_deal(grid, party):
         ({"plan": "0" * 32}, 404),
         ({"digest": "0" * 64}, 409),
         ({"batch": 0}, 422),
-        ({"batch": 17}, 422),
+        ({"batch": 65}, 422),
         ({"deal": "x"}, 422),
         ({"colour": 1}, 422),
     ],
