@@ -21,7 +21,7 @@ from primia.errors import (
     StorageFull,
     UnexpectedMessage,
 )
-from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem
+from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem, contributes_nothing
 
 RunState = Literal["pending", "active", "refused", "withdrawn", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
@@ -108,6 +108,15 @@ def check_statistics(wanted: bool, given: bool) -> None:
         raise UnexpectedMessage(f"The weights {state} statistics, against the approved proposal.")
 
 
+def check_still_trains(proposal: Proposal, *, stopped: bool) -> None:
+    """A site that early stopping has stopped gives no more updates to secure sums, whoever asks."""
+    if stopped and proposal.secure and proposal.privacy.central is None:
+        raise UnexpectedMessage(
+            "Early stopping has ended training at this site; its zeros would uncover the other "
+            "sites' updates."
+        )
+
+
 def item_round(item: WorkItem) -> int:
     """The round of an item; 0 for those that concern the whole run."""
     return int(getattr(item, "round", 0))
@@ -128,6 +137,12 @@ def objections(
         found.append(f"The proposal names {proposal.owner} as the model owner, not {owner}.")
     found += _strangers(proposal, me, enrolled)
     found += _unsafe_threshold(proposal)
+    if proposal.secure and contributes_nothing(proposal.training, proposal.privacy):
+        found.append(
+            "Sites that have stopped would contribute zeros (local_stopping.when_stopped), which "
+            "uncovers the updates of the others in the sum."
+        )
+    found += _uncovered(proposal)
     return found
 
 
@@ -157,3 +172,15 @@ def _unsafe_threshold(proposal: Proposal) -> list[str]:
     if threshold < 2 or 2 * threshold <= nodes:
         return [f"The threshold {threshold} is not more than half of {nodes} nodes, or below 2."]
     return []
+
+
+def _uncovered(proposal: Proposal) -> list[str]:
+    """Central privacy covers the opened sums alone, so nothing exact may come with them."""
+    if proposal.privacy.central is None:
+        return []
+    found = []
+    if not proposal.secure:
+        found.append("Central privacy without secure aggregation adds no noise.")
+    if proposal.statistics.wanted:
+        found.append("Statistics are exact sums, which central privacy does not cover.")
+    return found

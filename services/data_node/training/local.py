@@ -40,6 +40,7 @@ from primia.messages.rounds import (
     TrainReport,
 )
 from services.data_node.privacy.domain import check_minimum
+from services.data_node.training.domain import check_still_trains
 from services.data_node.training.parts import split_for
 from services.data_node.training.site import Site
 
@@ -85,6 +86,8 @@ def train(
     """Train from the incoming weights, with a seed of run, round and node: the same again after a
     crash; or privately, at the cost of ``release``, with batches and noise drawn anew. Raises what
     ``stop`` raises, and InvalidUpdate where training has diverged."""
+    before = Carried.from_bytes(carried) if carried else None
+    check_still_trains(proposal, stopped=before is not None and before.standing.stopped)
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
     vector = read_state(weights, spec_layout(spec), MalformedMessage)
@@ -95,7 +98,6 @@ def train(
     received = _score(module, validation, stop)
     seed = local_seed(proposal.training.seed, item.round, ctx.identity.name)
     span = Span.of_round(item.done, proposal.planned)
-    before = Carried.from_bytes(carried) if carried else None
     asked, dp = _asking(stop), proposal.privacy.dp_sgd
     if dp is not None and release is not None:
         from primia.learning.private import train_privately  # Opacus: only where it is needed
@@ -108,6 +110,7 @@ def train(
         done = train_locally(
             module, training, config, seed,
             validation=validation, span=span, carried=before, device="auto", should_stop=asked,
+            may_return=not proposal.secure or proposal.privacy.central is not None,
         )  # fmt: skip
     layout = state_layout(module)
     change = check_vector(flatten(module) - vector, layout, InvalidUpdate)

@@ -47,8 +47,10 @@ from services.data_node.training.site import Site, site_of
 from services.data_node.training.stopping import Interrupted, RunEnded, Stopping
 from services.data_node.training.store import Round, Run, WorkRow
 
-# Of training with noise the owner learns nothing that the noise does not cover.
+# Of training with noise the owner learns nothing that the noise does not cover: with DP-SGD that is
+# the training itself, with central privacy whatever a site finds by itself.
 UNTOLD: Mapping[str, None] = {"loss": None, "accuracy": None}
+UNSCORED: Mapping[str, None] = {**UNTOLD, "received": None}
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ def train(job: Job, item: Train) -> None:
         files.keep_carried(result.carried)
     report = result.report()
     told = report if release is None else report.model_copy(update=UNTOLD)
-    if not ctx.settings.share_scores:
-        told = told.model_copy(update={**UNTOLD, "received": None})
+    if not _tells_scores(ctx, proposal):
+        told = told.model_copy(update=UNSCORED)
     sealed = None
     if proposal.secure:
         state, advertisement, exponents = secure.begin(
@@ -293,9 +295,13 @@ def evaluate(job: Job, item: Evaluate) -> None:
         row = _still_active(session, run.id)
         store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
 
-    told = evaluation if ctx.settings.share_scores else _withheld(evaluation)
+    told = evaluation if _tells_scores(ctx, proposal) else _withheld(evaluation)
     job.answer(f"/rounds/{run.id}/evaluation", told, change)
     files.forget(files.weights, *(files.model(each.name) for each in item.others))
+
+
+def _tells_scores(ctx: Context, proposal: Proposal) -> bool:
+    return ctx.settings.share_scores and proposal.privacy.central is None
 
 
 def _withheld(evaluation: Evaluation) -> Evaluation:

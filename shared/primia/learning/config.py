@@ -88,14 +88,15 @@ class ServerOptimiser(Checked):
 class LocalStopping(Stopping):
     """At each site, on its own validation images, after each epoch or round (the shorter).
 
-    A site that has stopped does not train any more in this run. It goes on to ``contribute`` the
-    weights that it receives, unchanged, or ``leaves`` the rounds to the others.
+    A site that has stopped does not train any more in this run. It ``leaves`` the rounds to the
+    others, or goes on to ``contribute`` the weights that it receives, unchanged: that hides nobody
+    in a secure sum, and is for runs without one (or with noise in it).
     """
 
     restore_best: StrictBool = Field(
         default=True, description="a round that ends by stopping gives its best weights"
     )
-    when_stopped: Literal["contribute", "leave"] = "contribute"
+    when_stopped: Literal["contribute", "leave"] = "leave"
 
 
 class Augmentation(Checked):

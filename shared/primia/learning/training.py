@@ -162,12 +162,15 @@ def train_locally(
     device: Device = "cpu",
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
+    may_return: bool = True,
 ) -> TrainResult:
     """Train the module in place; it ends on the CPU, in training mode.
 
     ``validation``: what early stopping measures on; ``span``: the part of the run that this round
-    is; ``carried``: what the last round at this site gave. After the last batch BatchNorm's running
-    statistics are measured anew with the final weights (``measure_statistics``). A single image
+    is; ``carried``: what the last round at this site gave; ``may_return``: whether early stopping
+    may restore the incoming weights too (in a secure sum no change at all would hide nobody). After
+    the last batch BatchNorm's running statistics are measured anew with the final weights
+    (``measure_statistics``). A single image
     left over at the end of an epoch is left out: BatchNorm has no statistics of one. Raises
     InvalidInput (fewer than two images), TrainingDiverged, or TrainingStopped, which is looked for
     before each batch.
@@ -181,7 +184,7 @@ def train_locally(
     with deterministic(module, place, seed):
         module.to(place).train()
         try:
-            session = _Session(module, data, validation, config, seed, place, carried)
+            session = _Session(module, data, validation, config, seed, place, carried, may_return)
             return session.run(span or Span(), should_stop, progress)
         finally:
             module.to("cpu").train()
@@ -214,7 +217,9 @@ class _Session:
         seed: int,
         place: torch.device,
         carried: Carried,
+        may_return: bool,
     ) -> None:
+        self._may_return = may_return
         self._module, self._data, self._config, self._place = module, data, config, place
         self._watched = validation if config.local_stopping else None
         self._generator = torch.Generator().manual_seed(seed)
@@ -233,7 +238,8 @@ class _Session:
         stepper = Stepper(self._module, self._optimiser, config, self._place, samples)
         rows = order(samples, config.batch_size, self._generator)
         tally, number = Tally(), 0
-        self._check(should_stop, first=True)
+        if self._may_return:
+            self._check(should_stop, first=True)
         for number in range(1, total + 1):
             if should_stop and should_stop():
                 raise TrainingStopped(f"Training was stopped before batch {number} of {total}.")

@@ -66,6 +66,13 @@ class TrainingSettings(TrainingConfig):
         return self
 
 
+def contributes_nothing(training: TrainingSettings, privacy: PrivacySettings) -> bool:
+    """Whether a stopped site adds exact zeros to later sums. Known zeros do not count towards the
+    threshold: with all but one of them the sum is that one's update. Noise in the sum covers it."""
+    rule = training.local_stopping
+    return rule is not None and rule.when_stopped == "contribute" and privacy.central is None
+
+
 class AggregationSettings(Message):
     secure: bool = True
     threshold: int | None = Field(
@@ -142,8 +149,12 @@ class RunRequest(Message):
             )
         if self.statistics.class_weights and self.training.class_weights is not None:
             raise ValueError("give class weights, or let them be measured, not both")
-        if self.privacy.central is not None and not self.aggregation.secure:
-            raise ValueError("central privacy adds its noise under masks: aggregate securely")
+        self._check_central()
+        if contributes_nothing(self.training, self.privacy) and self.aggregation.secure:
+            raise ValueError(
+                "a stopped site's zeros would uncover the other sites' updates in a secure sum: "
+                "local_stopping.when_stopped is leave there"
+            )
         if self.privacy.dp_sgd is not None:
             wrong = without_account(self.training)
             if wrong:
@@ -156,6 +167,19 @@ class RunRequest(Message):
             raise ValueError("a version to compare with is named twice")
         self._check_threshold()
         return self
+
+    def _check_central(self) -> None:
+        """The sums that it protects are all that the owner may learn of a site's images."""
+        if self.privacy.central is None:
+            return
+        if not self.aggregation.secure:
+            raise ValueError("central privacy adds its noise under masks: aggregate securely")
+        if self.statistics.wanted:
+            raise ValueError("statistics are exact sums: central privacy goes without them")
+        if self.stopping is not None or self.selection != "last":
+            raise ValueError(
+                "stopping and selection go by each site's scores: central privacy has none"
+            )
 
     def _check_threshold(self) -> None:
         wanted, threshold = self.aggregation.sites_per_round, self.aggregation.threshold

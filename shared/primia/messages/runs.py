@@ -79,7 +79,9 @@ class RunSummary(Message):
 class RunReport(RunSummary):
     request: RunRequest
     client_epsilon: float | None = Field(
-        default=None, description="with central privacy: ε of the rounds so far, for each site"
+        default=None,
+        description="with central privacy: ε of the opened sums alone, for each site, over the "
+        "rounds so far",
     )
     statistics: Statistics | None = Field(
         default=None, description="of all sites' training images, where the run measured them"

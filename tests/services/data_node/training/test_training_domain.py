@@ -15,7 +15,9 @@ from primia.errors import (
     StorageFull,
     UnexpectedMessage,
 )
+from primia.learning.config import LocalStopping
 from primia.messages.common import ModelCard
+from primia.messages.privacy import CentralPrivacy, PrivacySettings
 from primia.messages.rounds import (
     NodeCard,
     Proposal,
@@ -158,6 +160,17 @@ def test_the_threshold_is_a_majority_of_at_least_two(nodes: int, threshold: int,
 
 def test_a_plain_run_needs_no_threshold():
     assert objections(proposal(secure=False, threshold=1)) == []
+
+
+def test_known_zeros_of_stopped_sites_do_not_go_into_a_secure_sum():
+    training = TrainingSettings(local_stopping=LocalStopping(when_stopped="contribute"))
+    (found,) = objections(proposal(training=training))
+    assert "zeros" in found
+    assert objections(proposal(training=training, secure=False)) == []
+    central = PrivacySettings(central=CentralPrivacy(clip_norm=1, noise_multiplier=1))
+    assert objections(proposal(training=training, privacy=central)) == []
+    leaving = TrainingSettings(local_stopping=LocalStopping())
+    assert objections(proposal(training=leaving)) == []
 
 
 def test_a_digest_does_not_depend_on_the_order_of_json():

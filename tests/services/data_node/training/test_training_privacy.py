@@ -19,6 +19,7 @@ from tests.services.data_node.training.test_training_with_owner import (  # noqa
 )
 from tests.services.model_owner.federation import SPEC
 
+CENTRAL = {"central": {"clip_norm": 0.5, "noise_multiplier": 2.0}}
 TRAINING = {"image_size": 16, "epochs": 1, "batch_size": 4}
 
 
@@ -142,8 +143,11 @@ def test_rounds_without_noise_are_in_the_ledger_too(owner, sites, cast):  # noqa
             "mixup",
         ),
         ({"privacy": {"dp_sgd": {}}}, "epsilon"),
+        ({"privacy": CENTRAL, "statistics": {"normalise": True}}, "exact sums"),
+        ({"privacy": CENTRAL, "selection": "best_loss"}, "scores"),
+        ({"privacy": CENTRAL, "stopping": {"patience": 2}}, "scores"),
     ],
-    ids=["BatchNorm", "MixUp", "no measure"],
+    ids=["BatchNorm", "MixUp", "no measure", "statistics", "selection", "stopping"],
 )
 def test_an_owner_is_told_before_any_site_is_asked(owner, changes, word):  # noqa: F811
     model_owner, _ = owner
@@ -179,6 +183,11 @@ def test_noise_in_the_masked_sum_hides_each_site(owner, sites):  # noqa: F811
     shown = model_owner.show(run)
     assert (shown["state"], shown["reason"]) == ("finished", "")
     assert shown["client_epsilon"] == pytest.approx(epsilon([Release(2.0, 1.0, 2)], 1e-5))
+    for report in shown["reports"]:  # the noise in the sum does not cover these
+        for site in report["sites"]:
+            assert [site[field] for field in ("loss", "accuracy", "received")] == [None] * 3
+    for site in shown["sites"]:
+        assert site["final"] == {"samples": 0, "loss": None, "accuracy": None}
     with model_owner.ctx.db.reading() as session:
         (event, _) = [each for each in events(session, run, 0, 1000) if each.kind == "opened"]
     assert 0 < event.detail["quantisation_step"]["parameters"] < 1e-6

@@ -409,6 +409,19 @@ def test_a_site_that_got_another_model_than_the_others_is_not_aggregated_with(fe
     assert ("node-a", "envelopes", 1) not in grid.owner.answers
 
 
+def test_a_site_that_has_stopped_gives_nothing_to_a_secure_sum(federation):
+    """An owner that asks it anyway would know its part of the sum: zero."""
+    stopping = {"patience": 1, "measure": "accuracy", "min_change": 1}
+    grid = federation(rounds=3, training={"local_stopping": stopping, "batches": 24})
+    grid.until("report", 1)
+    found = grid.owner._parsed("report", messages.TrainReport, 1)
+    assert [report.stopped for report in found.values()] == [True, True]
+    grid.until("shares", 1)
+    turn(grid.nodes[0])
+    assert "Early stopping has ended training" in failure(grid).detail
+    assert ("node-a", "report", 2) not in grid.owner.answers
+
+
 def test_one_model_is_evaluated_in_a_run(federation):
     grid = federation()
     grid.until("evaluation")

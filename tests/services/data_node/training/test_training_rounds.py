@@ -146,7 +146,9 @@ def test_moments_are_kept_sealed_from_round_to_round(federation):
 
 
 def test_a_site_that_has_stopped_gives_back_what_it_receives(federation):
-    stopping = {"patience": 1, "measure": "accuracy", "min_change": 1}
+    stopping = {
+        "patience": 1, "measure": "accuracy", "min_change": 1, "when_stopped": "contribute"
+    }  # fmt: skip
     grid = federation(NAMES[:1], secure=False, rounds=3, training={"local_stopping": stopping})
     grid.finish()
     reports = [

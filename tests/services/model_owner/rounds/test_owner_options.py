@@ -127,7 +127,10 @@ def test_sites_that_stop_early_end_the_run_when_all_have(federation):
     federation.with_model()
     for number, node in enumerate(federation.nodes.values(), start=1):
         node.stops_after = number
-    run = federation.start(rounds=9, training={"image_size": 16, "local_stopping": STOPS}, **PLAIN)
+    stopping = {**STOPS, "when_stopped": "contribute"}
+    run = federation.start(
+        rounds=9, training={"image_size": 16, "local_stopping": stopping}, **PLAIN
+    )
     federation.run_out()
     shown = federation.show(run)
     assert [len(report["sites"]) for report in shown["reports"]] == [3, 3, 3]
@@ -137,8 +140,7 @@ def test_sites_that_stop_early_end_the_run_when_all_have(federation):
 def test_a_site_that_stops_early_may_leave(federation):
     federation.with_model()
     federation.nodes["node-b"].stops_after = 1
-    stopping = {**STOPS, "when_stopped": "leave"}
-    run = federation.start(rounds=2, training={"image_size": 16, "local_stopping": stopping})
+    run = federation.start(rounds=2, training={"image_size": 16, "local_stopping": STOPS})
     federation.run_out()
     shown = federation.show(run)
     names = [[site["node"] for site in report["sites"]] for report in shown["reports"]]
@@ -179,6 +181,10 @@ def test_a_lost_site_costs_one_timeout_and_comes_back(federation):
         ({**NO_VALIDATION, "selection": "best_loss"}, "selection need"),
         ({**NO_VALIDATION, "stopping": {"patience": 3}}, "stopping and"),
         ({"training": {**NO_VALIDATION["training"], "local_stopping": {}}}, "local stopping"),
+        (
+            {"training": {"local_stopping": {**STOPS, "when_stopped": "contribute"}}},
+            "uncover the other sites",
+        ),
         ({"compare": [7]}, "no version 7"),
         ({"training": {"image_size": 16, "algorithm": "fedsgd", "epochs": 2}}, "fedsgd"),
     ],
