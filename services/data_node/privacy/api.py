@@ -40,6 +40,7 @@ def _account(row: Charge) -> tuple[str, str]:
 
 def _read(rows: list[Charge], limit: float | None, delta: float) -> Account:
     spent = epsilon(store.releases(rows), delta)
+    unprotected = sum(row.release is None for row in rows)
     by_run = {row.run: [each for each in rows if each.run == row.run] for row in rows}
     return Account(
         owner=rows[0].owner,
@@ -48,8 +49,8 @@ def _read(rows: list[Charge], limit: float | None, delta: float) -> Account:
         epsilon=spent,
         delta=delta,
         limit=limit,
-        left=None if limit is None else max(0.0, limit - spent),
-        unprotected=sum(row.release is None for row in rows),
+        left=None if limit is None else 0.0 if unprotected else max(0.0, limit - spent),
+        unprotected=unprotected,
         runs=tuple(_run(run, of_run, delta) for run, of_run in by_run.items()),
     )
 

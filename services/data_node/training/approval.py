@@ -42,6 +42,11 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
             f"The run opens sums of {proposal.threshold} sites; this site's are opened over at "
             f"least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
         )
+    if proposal.statistics.wanted and proposal.measuring_threshold < ctx.settings.minimum_sites:
+        found.append(
+            f"The run opens statistics of {proposal.measuring_threshold} sites; this site's are "
+            f"opened over at least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
+        )
     active = store.active_run(session)
     if active is not None and active.id != run.id:
         found.append(BUSY)

@@ -12,7 +12,7 @@ from primia.messages.rounds import Proposal
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.store import Dataset
 from services.data_node.privacy import store as ledger
-from services.data_node.privacy.domain import check_budget, check_minimum
+from services.data_node.privacy.domain import BudgetExceeded, check_budget, check_minimum
 from services.data_node.privacy.store import Charge
 from services.data_node.training.parts import split_for
 from services.data_node.training.store import Run
@@ -67,7 +67,13 @@ def release_at(proposal: Proposal, images: int) -> Release | None:
 def _check(
     ctx: Context, session: Session, proposal: Proposal, dataset: str, wanted: Release | None
 ) -> None:
-    spent = ledger.releases(ledger.charges(session, proposal.owner, dataset))
+    rows = ledger.charges(session, proposal.owner, dataset)
+    spent = ledger.releases(rows)
+    if ctx.settings.privacy_epsilon is not None and len(spent) < len(rows):
+        raise BudgetExceeded(
+            "Rounds without noise were trained on this data set for this owner: no limit on its "
+            "epsilon can be kept any more."
+        )
     check_budget(spent, wanted, ctx.settings.privacy_epsilon, ctx.settings.privacy_delta)
 
 

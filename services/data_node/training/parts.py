@@ -5,7 +5,8 @@ from __future__ import annotations
 from primia.learning.manifest import DatasetManifest, split
 from primia.messages.rounds import Proposal
 
-# The same images validate and test every run of a data set, whatever the run's seed.
+# The same images validate and test every run of a data set with the same fractions, whatever its
+# seed.
 _SPLIT_SEED = 0
 _TEST_SPLIT_SEED = 1
 

@@ -146,6 +146,8 @@ def train(job: Job, item: Train) -> None:
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
     domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
+    if not proposal.planned:
+        raise UnexpectedMessage("The approved proposal has no round of training.")
     site = _enter_round(job, run, item.round, proposal.rounds)
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)

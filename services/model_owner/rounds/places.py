@@ -67,13 +67,15 @@ def _willing(session: Session, run: Run) -> list[str]:
 
 
 def _away(ctx: Context, session: Session, run: Run) -> set[str]:
-    """Silent in the round before, and not heard of since: not worth a timeout again."""
-    before = store.find_round(session, run.id, run.number - 1)
-    if before is None:
-        return set()
+    """Silent when it was asked last, and not heard of since: not worth a timeout again."""
+    last: dict[str, str | None] = {}  # node -> why it was dropped from its last round, if it was
+    by_round = store.contributions_of(session, run.id)
+    for before in store.rounds(session, run.id):
+        if before.number < run.number:
+            last.update({row.node: row.dropped for row in by_round.get(before.id, ())})
     seen, since = registry.visits(session), ctx.clock.now() - _AWAY
     return {
-        row.node
-        for row in store.contributions(session, before.id)
-        if row.dropped == SILENT and not (row.node in seen and seen[row.node] > since)
+        node
+        for node, dropped in last.items()
+        if dropped == SILENT and not (node in seen and seen[node] > since)
     }

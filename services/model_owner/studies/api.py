@@ -58,7 +58,10 @@ def create(
     its model is not kept. Any field of the run can be a parameter."""
     domain.check(request)
     with ctx.db.session() as session:
-        registry.ready_version(session, request.run.model, request.run.version)
+        base = registry.ready_version(session, request.run.model, request.run.version)
+        # All trials start from the same version, whatever is trained meanwhile.
+        run = request.run.model_copy(update={"version": base.version})
+        request = request.model_copy(update={"run": run})
         row = Study(
             id=fresh_bytes(16).hex(),
             state="running",

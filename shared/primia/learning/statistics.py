@@ -15,7 +15,7 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from primia.errors import InvalidInput
 from primia.learning.images import Pixels
@@ -80,13 +80,18 @@ class Statistics(Checked):
         if any(each.mean > 1 for each in colour):
             raise Contradictory("The statistics have a mean above the largest pixel.")
         wide, high, wide2, high2 = values[-_SIZES:]
-        return cls(
-            counts=tuple(values[:classes]),
-            mean=tuple(each.mean for each in colour),
-            deviation=tuple(each.deviation for each in colour),
-            width=_moments(wide, wide2, images, 1),
-            height=_moments(high, high2, images, 1),
-        )
+        try:
+            return cls(
+                counts=tuple(values[:classes]),
+                mean=tuple(each.mean for each in colour),
+                deviation=tuple(each.deviation for each in colour),
+                width=_moments(wide, wide2, images, 1),
+                height=_moments(high, high2, images, 1),
+            )
+        except ValidationError as error:
+            raise Contradictory(
+                "The statistics are out of range: a site's sums are wrong"
+            ) from error
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) a channel for the model's input: as measured, but with a deviation so large

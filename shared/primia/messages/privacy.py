@@ -28,7 +28,8 @@ class StatisticsSettings(Message):
 
 class CentralPrivacy(Message):
     """Noise inside the masked sum: private towards the owner and whoever gets the model, each site
-    as a whole (aggregation.central). All sites weigh the same."""
+    as a whole (aggregation.central). All sites weigh the same. It covers the opened sums alone, not
+    sample counts; a site tells no scores and gives no statistics beside it."""
 
     clip_norm: float = Field(gt=0, le=1e6, description="largest L2 norm of a site's update")
     noise_multiplier: float = Field(

@@ -147,6 +147,8 @@ class RunRequest(Message):
             raise ValueError(
                 "statistics are summed securely over at least two nodes: one would show its own"
             )
+        if self.statistics.wanted and not self.rounds:
+            raise ValueError("statistics are measured before training: give a round or more")
         if self.statistics.class_weights and self.training.class_weights is not None:
             raise ValueError("give class weights, or let them be measured, not both")
         self._check_central()

@@ -70,6 +70,10 @@ def test_sums_that_no_images_have_are_refused() -> None:
     false[CLASSES] = np.uint64(1 << 60)
     with pytest.raises(Contradictory):
         Statistics.of(false, CLASSES, 1, SIZE)
+    false = good.copy()
+    false[CLASSES + 1] = np.uint64(1 << 60)
+    with pytest.raises(Contradictory, match="out of range"):
+        Statistics.of(false, CLASSES, 1, SIZE)
     with pytest.raises(InvalidInput):
         Statistics.of(good[1:], CLASSES, 1, SIZE)
     assert len(good) == length(CLASSES, 1)
