@@ -13,36 +13,26 @@ of everything and, by the data node's own report, the online part.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import inference_plots
-from benchmarks.bed import link, models
+from benchmarks.bed import groups, models
 from benchmarks.bed.encrypted import Answer, infer
-from benchmarks.bed.link import Network
-from benchmarks.bed.report import Figure, Report, choose, end_on_signal
-from benchmarks.bed.services import Bed, bed
+from benchmarks.bed.report import Report, end_on_signal
+from benchmarks.bed.workbench import MEMBERS, MODEL, NODE, Bench
 from benchmarks.peers import crypten
 from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import DEALER, OWNER
-from primia.learning.calibration import pack
 from primia.learning.images import normalise
-from primia.learning.spec import MAX_CLASSES, ModelSpec
-from primia.messages.inference import MAX_BATCH, Accuracy, ServeRequest
+from primia.learning.spec import ModelSpec
+from primia.messages.inference import MAX_BATCH
 
-NODE = "hospital-a"
-MEMBERS = (DEALER, OWNER, NODE)
-MODEL = "resnet18"
 PAIR = (OWNER, NODE)
 GROUPS = {
     "loopback": "one image without added delay: seconds, requests, bytes, material, memory",
@@ -69,153 +59,34 @@ def main() -> None:
     end_on_signal()
     report = Report("inference", "benchmarks.inference")
     with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
-        bench = Bench(given, report, Path(folder))
+        bench = Bench(given, report, Path(folder), tuple(GROUPS))
         with bench.open:
-            for group in choose(given.only, tuple(GROUPS)):
-                _group(bench, group)
+            groups.run(
+                given.only,
+                GROUPS,
+                lambda group: _RUN[group](bench),
+                report.say,
+                lambda group, reason: bench.missing(group, "", reason),
+            )
     report.table()
     for path in inference_plots.draw(report.path):
         report.say(f"drawn {path}")
 
 
-def _group(bench: Bench, group: str) -> None:
-    bench.report.say(f"{group}: {GROUPS[group]}")
-    try:
-        _RUN[group](bench)
-    except Exception as error:  # noqa: BLE001 - the other groups still have something to say
-        bench.missing(group, "", f"{type(error).__name__}: {error}"[:300])
-
-
 def _arguments() -> argparse.Namespace:
-    lines = "\n".join(f"  {name:12}{text}" for name, text in GROUPS.items())
-    parser = argparse.ArgumentParser(
-        description=f"{(__doc__ or '').splitlines()[0]}\n\ngroups:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = groups.parser(__doc__, GROUPS)
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP")
     parser.add_argument("--budget", type=float, default=900, help="seconds; what is longer is left")
     parser.add_argument("--threads", type=int, default=1, help="arithmetic threads of a task")
     parser.add_argument("--images", type=int, default=40, help="for the agreement")
     parser.add_argument("--calibration", type=int, default=64, help="images to calibrate on")
     parser.add_argument("--train-seconds", type=float, default=60, help="for the agreement")
     parser.add_argument("--train-size", type=int, default=96)
-    parser.add_argument("--folder", type=Path, help="for state; several GB. Default: the system's")
     known = os.environ.get("PRIMIA_TEST_DATA")
     parser.add_argument("--data", type=Path, default=Path(known) if known else None)
     return parser.parse_args()
-
-
-@dataclass
-class Bench:
-    """The options, the report, and services that several groups share."""
-
-    given: argparse.Namespace
-    report: Report
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.started = time.monotonic()
-        self.open = contextlib.ExitStack()
-
-    def left(self) -> float:
-        budget: float = self.given.budget
-        return budget - (time.monotonic() - self.started)
-
-    @cached_property
-    def pictures(self) -> models.Pictures:
-        tests = max(self.given.images, 64)
-        return models.pictures(self.given.data, self.folder, 600, tests)
-
-    @cached_property
-    def spec(self) -> ModelSpec:
-        return self.spec_of(self.given.size)
-
-    def spec_of(self, size: int) -> ModelSpec:
-        classes = min(self.given.classes, MAX_CLASSES)
-        names = tuple(f"class-{number:04}" for number in range(classes))
-        return ModelSpec(classes=names, channels=3, image_size=size)
-
-    @cached_property
-    def module(self) -> torch.nn.Module:
-        return models.untrained(self.spec, self.pictures)
-
-    @property
-    def files(self) -> list[Path]:
-        return [path for path, _ in self.pictures.files]
-
-    @cached_property
-    def loopback(self) -> Bed:
-        return self._bed("loopback", None)
-
-    @cached_property
-    def network(self) -> Network:
-        """Raises PeerMissing with the reason where there can be none."""
-        if reason := link.missing():
-            raise PeerMissing(reason)
-        return self.open.enter_context(Network.up(MEMBERS))
-
-    @cached_property
-    def apart(self) -> Bed:
-        """The same services, on the slow network."""
-        return self._bed("apart", self.network)
-
-    def _bed(self, name: str, network: Network | None) -> Bed:
-        """Services that serve the model, warmed up by an inference."""
-        shared = {
-            "PRIMIA_THREADS": str(self.given.threads),
-            "OMP_NUM_THREADS": str(self.given.threads),
-            "PRIMIA_MAX_BATCH": str(MAX_BATCH),
-        }
-        settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
-        with contextlib.ExitStack() as stack:  # what is no use is ended before it is tried again
-            found = stack.enter_context(bed(self.folder / name, MEMBERS, network, settings))
-            calibrated = network is None and "calibrated" in choose(self.given.only, tuple(GROUPS))
-            self.serve(found, MODEL, self.spec, self.module, calibrated=calibrated)
-            infer(found.node(NODE), self.files[:1], MODEL, 2)
-            self.open.enter_context(stack.pop_all())
-        return found
-
-    def serve(
-        self,
-        found: Bed,
-        name: str,
-        spec: ModelSpec,
-        module: torch.nn.Module,
-        *,
-        calibrated: bool = False,
-    ) -> None:
-        """``calibrated``: also with windows that fit training images."""
-        owner = found.owner()
-        version = models.upload(owner, name, spec, module).version
-        accuracies: tuple[Accuracy, ...] = ("exact",)
-        if calibrated:
-            chosen = self.pictures.training[: self.given.calibration]
-            owner.calibrate(name, version, pack(self.pictures.pixels(spec, chosen).pixels))
-            accuracies = ("exact", "calibrated")
-        request = ServeRequest(results=("scores",), accuracies=accuracies, stock=0)
-        owner.serve(name, version, request)
-        owner.wait_served(name, version)
-
-    def times(self, found: Bed, repeats: int | None = None, **options: str) -> list[Answer]:
-        count = repeats or self.given.repeats
-        files = self.files
-        return [
-            infer(found.node(NODE), files[turn : turn + 1], MODEL, 2, **options)
-            for turn in range(count)
-        ]
-
-    def figure(
-        self, group: str, name: str, unit: str, values: list[float], *options: str, **more: object
-    ) -> Figure:
-        shared = [f"--{key}={getattr(self.given, key)}" for key in ("size", "classes", "repeats")]
-        command = self.report.command("--only", group, *shared, *options)
-        return self.report.add(Figure(group, name, unit, command, values, **more))  # type: ignore[arg-type]
-
-    def missing(self, group: str, name: str, reason: str) -> None:
-        self.figure(group, name or "not measured", "", [], note=reason)
 
 
 def _loopback(bench: Bench) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks import simulated_nodes
-from benchmarks.bed import rounds
-from benchmarks.bed.report import Figure, Report, choose, end_on_signal
+from benchmarks.bed import groups, rounds
+from benchmarks.bed.report import Figure, Report, end_on_signal
 from benchmarks.bed.rounds import Trial
 from benchmarks.bed.services import Bed, bed
 from benchmarks.peers import flower
@@ -52,31 +52,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="primia-bench-", dir=given.folder) as folder:
         bench = Bench(given, report, Path(folder))
         with bench.open:
-            for group in choose(given.only, tuple(GROUPS)):
-                _group(bench, group)
+            groups.run(
+                given.only,
+                GROUPS,
+                lambda group: _RUN[group](bench),
+                report.say,
+                lambda group, reason: bench.figure(group, "not measured", "", [], note=reason),
+            )
     report.table()
 
 
-def _group(bench: Bench, group: str) -> None:
-    bench.report.say(f"{group}: {GROUPS[group]}")
-    try:
-        _RUN[group](bench)
-    except Exception as error:  # noqa: BLE001 - the other groups still have something to say
-        reason = f"{type(error).__name__}: {error}"[:300]
-        bench.figure(group, "not measured", "", [], note=reason)
-
-
 def _arguments() -> argparse.Namespace:
-    lines = "\n".join(f"  {name:12}{text}" for name, text in GROUPS.items())
-    parser = argparse.ArgumentParser(
-        description=f"{(__doc__ or '').splitlines()[0]}\n\ngroups:\n{lines}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = groups.parser(__doc__, GROUPS)
     parser.add_argument("--rounds", type=int, default=6, help="the first is not counted")
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP")
     parser.add_argument("--values", type=int, default=11_200_000, help="of the simulated nodes")
-    parser.add_argument("--folder", type=Path, help="for state; default: the system's")
     return parser.parse_args()
 
 

@@ -21,7 +21,7 @@ from primia.errors import MalformedMessage, PeerRefused, PeerUnavailable, Primia
 from primia.messages.rounds import WORK_ITEM, WorkItem
 from primia.prg import fresh_bytes
 from services.data_node.training.intake import is_settled, prepare, take_in
-from services.data_node.training.store import Agent
+from services.data_node.training.tables import Agent
 
 log = get_logger(__name__)
 LEASE_SECONDS = 10.0

@@ -26,6 +26,7 @@ from services.data_node.training.schemas import (
     RunView,
     Withdrawal,
 )
+from services.data_node.training.tables import RunEvent
 
 router = APIRouter(prefix="/runs", tags=["training runs"])
 User = Annotated[Principal, Depends(require("user"))]
@@ -106,7 +107,7 @@ def events(ctx: Ctx, _user: User, run_id: Id, request: Request) -> Response:
     return sse(request, after, over)
 
 
-def _event(row: store.RunEvent) -> Event:
+def _event(row: RunEvent) -> Event:
     data = {**row.data, "at": row.created.isoformat()}
     last = row.kind == "state" and row.data.get("state") in ENDED
     return Event(row.id, row.kind, json.dumps(data), last)

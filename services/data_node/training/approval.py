@@ -17,7 +17,7 @@ from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset
 from services.data_node.training import budget, domain, store
 from services.data_node.training.round_files import wipe
-from services.data_node.training.store import Run
+from services.data_node.training.tables import MAX_TEXT, Run
 
 BUSY = "This site takes part in another run already."
 PLAIN = (
@@ -74,7 +74,7 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
 
 def refuse(ctx: Context, session: Session, run: Run, reason: str, by: str) -> None:
     _decide(ctx, session, run, "refused", reason, by)
-    _answer(ctx, session, run, Decision(accepted=False, reason=reason[: store.MAX_TEXT]))
+    _answer(ctx, session, run, Decision(accepted=False, reason=reason[:MAX_TEXT]))
 
 
 def withdraw(ctx: Context, session: Session, run: Run, reason: str, by: str) -> None:

@@ -15,7 +15,7 @@ from services.data_node.privacy import store as ledger
 from services.data_node.privacy.domain import BudgetExceeded, check_budget, check_minimum
 from services.data_node.privacy.store import Charge
 from services.data_node.training.parts import split_for
-from services.data_node.training.store import Run
+from services.data_node.training.tables import Run
 
 
 class TooFewImages(InvalidInput):

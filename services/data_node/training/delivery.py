@@ -14,7 +14,7 @@ from primia.errors import PeerRefused, PrimiaError
 from services.data_node.training import domain, store
 from services.data_node.training.domain import RoundKind
 from services.data_node.training.round_files import RoundFiles
-from services.data_node.training.store import Run, WorkRow
+from services.data_node.training.tables import Run, WorkRow
 
 log = get_logger(__name__)
 _CHUNK = 1 << 20

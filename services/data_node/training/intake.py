@@ -11,7 +11,7 @@ from primia.chassis.telemetry import get_logger
 from primia.messages.rounds import Review, Stop, WorkItem
 from primia.prg import fresh_bytes
 from services.data_node.training import domain, steps, store
-from services.data_node.training.store import Agent, Run, WorkRow
+from services.data_node.training.tables import Agent, Run, WorkRow
 
 log = get_logger(__name__)
 # An owner that asks again so long after it took an answer has not kept it.

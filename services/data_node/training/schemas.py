@@ -10,7 +10,7 @@ from primia.messages.common import Id, Message, ModelCard, Name
 from primia.messages.privacy import PrivacySettings, StatisticsSettings
 from primia.messages.rounds import Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
-from services.data_node.training.store import Round, Run
+from services.data_node.training.tables import Round, Run
 
 _EXAMPLE: dict[str, JsonValue] = {
     "id": "0f" * 16,

@@ -11,7 +11,7 @@ from primia.errors import NotFound
 from primia.learning.manifest import DatasetManifest
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.store import Dataset
-from services.data_node.training.store import Run
+from services.data_node.training.tables import Run
 
 
 @dataclass(frozen=True)

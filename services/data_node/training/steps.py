@@ -7,7 +7,7 @@ time (everything is computed again to the same result), one after it repeats the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,21 +17,14 @@ from primia.aggregation.state import NodeState
 from primia.aggregation.terms import RoundId
 from primia.aggregation.wire import Header, Kind
 from primia.chassis.context import Context
-from primia.chassis.identity import encode_key
-from primia.chassis.leases import Held
 from primia.errors import PrimiaError, UnexpectedMessage
-from primia.messages.common import Message
 from primia.messages.rounds import (
     Confirm,
     Decision,
     Evaluate,
-    Evaluation,
     Measure,
-    MeasureReport,
-    ModelEvaluation,
     Proposal,
     Review,
-    Scores,
     ShareKeys,
     Stop,
     Train,
@@ -40,48 +33,13 @@ from primia.messages.rounds import (
     WorkItem,
     round_terms,
 )
-from services.data_node.training import approval, budget, domain, secure, store
+from services.data_node.training import approval, domain, secure, store
+from services.data_node.training.computing import evaluate, measure, train
 from services.data_node.training.domain import Phase, RoundKind
+from services.data_node.training.job import Job, still_active
 from services.data_node.training.round_files import RoundFiles, wipe
-from services.data_node.training.site import Site, site_of
-from services.data_node.training.stopping import Interrupted, RunEnded, Stopping
-from services.data_node.training.store import Round, Run, WorkRow
-
-# Of training with noise the owner learns nothing that the noise does not cover: with DP-SGD that is
-# the training itself, with central privacy whatever a site finds by itself.
-UNTOLD: Mapping[str, None] = {"loss": None, "accuracy": None}
-UNSCORED: Mapping[str, None] = {**UNTOLD, "received": None}
-
-
-@dataclass(frozen=True)
-class Job:
-    """An item in work, under its lease."""
-
-    ctx: Context
-    item_id: str
-    held: Held
-
-    def run(self, run: str) -> Run:
-        """The run, which must be active here."""
-        with self.ctx.db.reading() as session:
-            row = session.get(Run, run)
-        if row is None or row.state != "active":
-            state = row.state if row else "not known"
-            raise UnexpectedMessage(f"This site does not take part in the run: it is {state} here.")
-        return row
-
-    def answer(
-        self, path: str, message: Message | None, change: Callable[[Session], object] | None = None
-    ) -> None:
-        """Store the answer and what changes with it, if the item is still open and ours."""
-        with self.ctx.db.session() as session:
-            row = session.get(WorkRow, self.item_id, with_for_update=True)
-            if row is None or row.state != "open" or self.held.lost.is_set():
-                raise Interrupted
-            if change is not None:
-                change(session)
-            body = None if message is None else message.model_dump_json()
-            store.set_answer(row, path, body, self.ctx.clock.now())
+from services.data_node.training.stopping import Interrupted
+from services.data_node.training.tables import Round, Run, WorkRow
 
 
 def review(job: Job, item: Review) -> None:
@@ -107,98 +65,6 @@ def refuse_review(job: Job, item: Review, error: PrimiaError) -> None:
     """A proposal that cannot even be looked at is refused."""
     reason = domain.outward(error).detail
     job.answer(f"/rounds/{item.run}/decision", Decision(accepted=False, reason=reason))
-
-
-def measure(job: Job, item: Measure) -> None:
-    """Sums over this site's training images, to be added to the other sites' under masks; once a
-    run, since two sums over different sites would tell of the sites that only one has."""
-    from services.data_node.training import local  # torch: in workers only, when it is needed
-
-    ctx, run = job.ctx, job.run(item.run)
-    proposal = run.read_proposal()
-    if not proposal.statistics.wanted:
-        raise UnexpectedMessage("The approved proposal asks for no statistics.")
-    with ctx.db.reading() as session:
-        if store.has_revealed_statistics(session, run.id):
-            raise UnexpectedMessage("This site has given its statistics in this run already.")
-    site = _enter_round(job, run, item.round, proposal.rounds)
-    stop = Stopping(ctx, run.id, job.item_id, job.held)
-    values = local.measure(ctx, proposal, site, stop)
-    RoundFiles(ctx, run.id, item.round).keep_values(values)
-    terms = round_terms(proposal, "")
-    state, advertisement = secure.begin_measuring(
-        proposal, ctx.identity, item.round, len(values), terms
-    )
-    sealed = secure.seal(state, ctx.secrets, run.id, item.round)
-
-    def change(session: Session) -> None:
-        _still_active(session, run.id)
-        store.begin_measuring(session, run.id, item.round, ctx.clock.now())
-        store.put_secret(session, run.id, item.round, sealed)
-
-    report = MeasureReport(advertisement=encode_key(advertisement))
-    job.answer(f"/rounds/{run.id}/{item.round}/measured", report, change)
-
-
-def train(job: Job, item: Train) -> None:
-    from services.data_node.training import local  # torch: in workers only, when it is needed
-
-    ctx, run = job.ctx, job.run(item.run)
-    proposal = run.read_proposal()
-    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
-    if not proposal.planned:
-        raise UnexpectedMessage("The approved proposal has no round of training.")
-    site = _enter_round(job, run, item.round, proposal.rounds)
-    files = RoundFiles(ctx, run.id, item.round)
-    weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
-    stop = Stopping(ctx, run.id, job.item_id, job.held)
-    with ctx.db.reading() as session:
-        release = budget.check_round(ctx, session, proposal, site.dataset, site.manifest)
-    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop, release)
-    files.keep_change(result.change)
-    if result.carried is not None:
-        files.keep_carried(result.carried)
-    report = result.report()
-    told = report if release is None else report.model_copy(update=UNTOLD)
-    if not _tells_scores(ctx, proposal):
-        told = told.model_copy(update=UNSCORED)
-    sealed = None
-    if proposal.secure:
-        state, advertisement, exponents = secure.begin(
-            proposal,
-            ctx.identity,
-            item.round,
-            result.change,
-            result.groups,
-            result.samples,
-            round_terms(proposal, item.weights_digest, item.statistics),
-        )
-        sealed = secure.seal(state, ctx.secrets, run.id, item.round)
-        update = {"advertisement": encode_key(advertisement), "exponents": exponents}
-        told = told.model_copy(update=update)
-
-    def change(session: Session) -> None:
-        _still_active(session, run.id)
-        now = ctx.clock.now()
-        store.begin_round(session, run.id, item.round, "trained", report, now)
-        budget.charge(ctx, session, run, item.round, release)
-        if sealed is not None:
-            store.put_secret(session, run.id, item.round, sealed)
-
-    job.answer(f"/rounds/{run.id}/{item.round}/report", told, change)
-    files.forget(files.weights)
-
-
-def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
-    """Leave what earlier rounds have left behind, for good, and find the data set."""
-    with job.ctx.db.session() as session:
-        current = store.current_round(session, run.id)
-        domain.check_new_round(number, current, rounds)
-        store.drop_items(session, run.id, before_round=number)
-        store.wipe_secrets(session, run.id, below=number)
-        site = site_of(session, run)
-    wipe(job.ctx, run.id, below=number)
-    return site
 
 
 def exchange(job: Job, item: ShareKeys | Confirm | Unmask) -> None:
@@ -266,51 +132,6 @@ def _masked(
 
 def _header(item: Upload, kind: Kind, count: int) -> Header:
     return Header(kind, RoundId(bytes.fromhex(item.run), item.round), count)
-
-
-def evaluate(job: Job, item: Evaluate) -> None:
-    from services.data_node.training import local  # torch: in workers only, when it is needed
-
-    ctx, run = job.ctx, job.run(item.run)
-    if run.evaluation is not None:  # scores of model after model would tell of single images
-        raise UnexpectedMessage("This site has evaluated the run's final model already.")
-    proposal = run.read_proposal()
-    if len(item.others) > proposal.others:
-        raise UnexpectedMessage(
-            f"This site is asked to evaluate {len(item.others)} other models; it approved "
-            f"{proposal.others}."
-        )
-    with ctx.db.reading() as session:
-        site = site_of(session, run)
-    files = RoundFiles(ctx, run.id, item.round)
-    stop = Stopping(ctx, run.id, job.item_id, job.held)
-
-    def measured(weights: bytes) -> ModelEvaluation:
-        return local.evaluate(ctx, proposal, item, weights, site, stop)
-
-    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
-    found = measured(files.fetch_weights(item.weights_digest, item.weights_bytes))
-    others = {each.name: measured(files.fetch_model(each)) for each in item.others}
-    evaluation = Evaluation(**dict(found), others=others)
-
-    def change(session: Session) -> None:
-        row = _still_active(session, run.id)
-        store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
-
-    told = evaluation if _tells_scores(ctx, proposal) else _withheld(evaluation)
-    job.answer(f"/rounds/{run.id}/evaluation", told, change)
-    files.forget(files.weights, *(files.model(each.name) for each in item.others))
-
-
-def _tells_scores(ctx: Context, proposal: Proposal) -> bool:
-    return ctx.settings.share_scores and proposal.privacy.central is None
-
-
-def _withheld(evaluation: Evaluation) -> Evaluation:
-    """That this site has looked at each model, and nothing of what it found."""
-    nothing = Scores(samples=0)
-    others = {name: ModelEvaluation(scores=nothing) for name in evaluation.others}
-    return Evaluation(scores=nothing, others=others)
 
 
 def stop(job: Job, item: Stop) -> None:
@@ -392,15 +213,8 @@ def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> NodeState:
 
 
 def _advance(session: Session, run: str, number: int, here: _At) -> None:
-    _still_active(session, run)
+    still_active(session, run)
     row = store.find_round(session, run, number)
     if row is None or row.phase != here.before:
         raise Interrupted
     row.phase = here.after
-
-
-def _still_active(session: Session, run: str) -> Run:
-    row = store.find_run(session, run, lock=True)
-    if row.state != "active":
-        raise RunEnded("The run has ended at this site.")
-    return row

@@ -7,7 +7,7 @@ import time
 from primia.chassis.context import Context
 from primia.chassis.leases import Held
 from primia.errors import Conflict
-from services.data_node.training.store import Run, WorkRow
+from services.data_node.training.tables import Run, WorkRow
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -12,9 +12,9 @@ from primia.errors import PrimiaError
 from primia.messages.rounds import Failure, Review, WorkItem
 from services.data_node.training import domain, steps, store
 from services.data_node.training.delivery import deliver, postpone
-from services.data_node.training.steps import Job
+from services.data_node.training.job import Job
 from services.data_node.training.stopping import Interrupted, RunEnded
-from services.data_node.training.store import Run, WorkRow
+from services.data_node.training.tables import Run, WorkRow
 
 log = get_logger(__name__)
 _LEASE_SECONDS = 30

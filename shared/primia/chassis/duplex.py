@@ -189,9 +189,13 @@ class ServedStream:
             raise
         self._inbox.end("the other side ended it")
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The download: the body of its route's answer."""
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The download: the body of its route's answer. Raises Conflict for a second one, at once:
+        an answer that has begun can no longer be a refusal."""
         self._join(up=False)
+        return self._said()
+
+    async def _said(self) -> AsyncGenerator[bytes, None]:
         try:
             async for piece in self._outbox.pieces():
                 yield bytes(piece)

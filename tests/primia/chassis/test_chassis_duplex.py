@@ -195,3 +195,10 @@ def test_a_slow_line_is_not_silence():
     feeder.join()
     with pytest.raises(PeerUnavailable, match="fell silent"):
         inbox.take(1)
+
+
+def test_a_second_reader_is_refused_before_its_answer_begins():
+    stream = ServedStream(1)
+    stream.pieces()
+    with pytest.raises(Conflict, match="in use"):
+        stream.pieces()

@@ -11,7 +11,7 @@ from primia.learning.datasets import inspect, scan_folder
 from primia.messages.rounds import WORK_ITEM, WorkItem
 from services.data_node.datasets import store as datasets
 from services.data_node.training import intake, store, tasks
-from services.data_node.training.store import Run, WorkRow
+from services.data_node.training.tables import Run, WorkRow
 from services.model_owner.settings import ModelOwnerSettings
 from tests.support.contexts import Cast
 from tests.support.owner_double import RUN, OwnerDouble, serving

@@ -10,7 +10,7 @@ import pytest
 
 from primia.errors import NotFound
 from services.data_node.training import agent, intake, store, tasks
-from services.data_node.training.store import Agent, WorkRow
+from services.data_node.training.tables import Agent, WorkRow
 from tests.services.data_node.training.conftest import run_row
 from tests.support.owner_double import RUN, serving
 from tests.support.servers import free_port

@@ -8,7 +8,8 @@ import pytest
 from primia.errors import PeerUnavailable, StorageFull
 from primia.messages import rounds as messages
 from services.data_node.training import delivery, intake, steps, store, tasks
-from services.data_node.training.steps import Job
+from services.data_node.training.job import Job
+from services.data_node.training.tables import WorkRow
 from tests.services.data_node.training.conftest import fetch, item_row, run_row, turn
 from tests.support.owner_double import RUN
 
@@ -194,7 +195,7 @@ def test_an_item_held_by_another_worker_is_left_alone(federation):
     before(grid, "report")
     node = grid.nodes[0]
     row = intake.take_in(node, fetch(node))
-    with tasks.lease(node.db, node.clock, store.WorkRow, row) as held:
+    with tasks.lease(node.db, node.clock, WorkRow, row) as held:
         assert held is not None
         tasks.work(node, row)
         assert item_row(node, row).state == "open"

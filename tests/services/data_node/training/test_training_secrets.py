@@ -13,7 +13,7 @@ from primia.chassis.at_rest import AtRest
 from primia.chassis.identity import Identity
 from primia.errors import LocalError, UnexpectedMessage
 from services.data_node.training import secure, store
-from services.data_node.training.store import RoundSecret
+from services.data_node.training.tables import RoundSecret
 from tests.services.data_node.training.test_training_domain import RUN, proposal
 
 CHANGE = np.linspace(-1, 1, 8, dtype=np.float32)

@@ -1,0 +1,173 @@
+"""Work items for which this site looks at its images: to measure, to train, to evaluate.
+
+Their answers are all that leaves, and what the run's privacy covers is all that they tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from primia.chassis.context import Context
+from primia.chassis.identity import encode_key
+from primia.errors import UnexpectedMessage
+from primia.messages.rounds import (
+    Evaluate,
+    Evaluation,
+    Measure,
+    MeasureReport,
+    ModelEvaluation,
+    Proposal,
+    Scores,
+    Train,
+    round_terms,
+)
+from services.data_node.training import budget, domain, secure, store
+from services.data_node.training.job import Job, still_active
+from services.data_node.training.round_files import RoundFiles, wipe
+from services.data_node.training.site import Site, site_of
+from services.data_node.training.stopping import Stopping
+from services.data_node.training.tables import Run
+
+# Of training with noise the owner learns nothing that the noise does not cover: with DP-SGD that is
+# the training itself, with central privacy whatever a site finds by itself.
+UNTOLD: Mapping[str, None] = {"loss": None, "accuracy": None}
+UNSCORED: Mapping[str, None] = {**UNTOLD, "received": None}
+
+
+def measure(job: Job, item: Measure) -> None:
+    """Sums over this site's training images, to be added to the other sites' under masks; once a
+    run, since two sums over different sites would tell of the sites that only one has."""
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    if not proposal.statistics.wanted:
+        raise UnexpectedMessage("The approved proposal asks for no statistics.")
+    with ctx.db.reading() as session:
+        if store.has_revealed_statistics(session, run.id):
+            raise UnexpectedMessage("This site has given its statistics in this run already.")
+    site = _enter_round(job, run, item.round, proposal.rounds)
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
+    values = local.measure(ctx, proposal, site, stop)
+    RoundFiles(ctx, run.id, item.round).keep_values(values)
+    terms = round_terms(proposal, "")
+    state, advertisement = secure.begin_measuring(
+        proposal, ctx.identity, item.round, len(values), terms
+    )
+    sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+
+    def change(session: Session) -> None:
+        still_active(session, run.id)
+        store.begin_measuring(session, run.id, item.round, ctx.clock.now())
+        store.put_secret(session, run.id, item.round, sealed)
+
+    report = MeasureReport(advertisement=encode_key(advertisement))
+    job.answer(f"/rounds/{run.id}/{item.round}/measured", report, change)
+
+
+def train(job: Job, item: Train) -> None:
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    proposal = run.read_proposal()
+    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
+    if not proposal.planned:
+        raise UnexpectedMessage("The approved proposal has no round of training.")
+    site = _enter_round(job, run, item.round, proposal.rounds)
+    files = RoundFiles(ctx, run.id, item.round)
+    weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
+    with ctx.db.reading() as session:
+        release = budget.check_round(ctx, session, proposal, site.dataset, site.manifest)
+    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop, release)
+    files.keep_change(result.change)
+    if result.carried is not None:
+        files.keep_carried(result.carried)
+    report = result.report()
+    told = report if release is None else report.model_copy(update=UNTOLD)
+    if not _tells_scores(ctx, proposal):
+        told = told.model_copy(update=UNSCORED)
+    sealed = None
+    if proposal.secure:
+        state, advertisement, exponents = secure.begin(
+            proposal,
+            ctx.identity,
+            item.round,
+            result.change,
+            result.groups,
+            result.samples,
+            round_terms(proposal, item.weights_digest, item.statistics),
+        )
+        sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+        update = {"advertisement": encode_key(advertisement), "exponents": exponents}
+        told = told.model_copy(update=update)
+
+    def change(session: Session) -> None:
+        still_active(session, run.id)
+        now = ctx.clock.now()
+        store.begin_round(session, run.id, item.round, "trained", report, now)
+        budget.charge(ctx, session, run, item.round, release)
+        if sealed is not None:
+            store.put_secret(session, run.id, item.round, sealed)
+
+    job.answer(f"/rounds/{run.id}/{item.round}/report", told, change)
+    files.forget(files.weights)
+
+
+def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
+    """Leave what earlier rounds have left behind, for good, and find the data set."""
+    with job.ctx.db.session() as session:
+        current = store.current_round(session, run.id)
+        domain.check_new_round(number, current, rounds)
+        store.drop_items(session, run.id, before_round=number)
+        store.wipe_secrets(session, run.id, below=number)
+        site = site_of(session, run)
+    wipe(job.ctx, run.id, below=number)
+    return site
+
+
+def evaluate(job: Job, item: Evaluate) -> None:
+    from services.data_node.training import local  # torch: in workers only, when it is needed
+
+    ctx, run = job.ctx, job.run(item.run)
+    if run.evaluation is not None:  # scores of model after model would tell of single images
+        raise UnexpectedMessage("This site has evaluated the run's final model already.")
+    proposal = run.read_proposal()
+    if len(item.others) > proposal.others:
+        raise UnexpectedMessage(
+            f"This site is asked to evaluate {len(item.others)} other models; it approved "
+            f"{proposal.others}."
+        )
+    with ctx.db.reading() as session:
+        site = site_of(session, run)
+    files = RoundFiles(ctx, run.id, item.round)
+    stop = Stopping(ctx, run.id, job.item_id, job.held)
+
+    def measured(weights: bytes) -> ModelEvaluation:
+        return local.evaluate(ctx, proposal, item, weights, site, stop)
+
+    domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
+    found = measured(files.fetch_weights(item.weights_digest, item.weights_bytes))
+    others = {each.name: measured(files.fetch_model(each)) for each in item.others}
+    evaluation = Evaluation(**dict(found), others=others)
+
+    def change(session: Session) -> None:
+        row = still_active(session, run.id)
+        store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
+
+    told = evaluation if _tells_scores(ctx, proposal) else _withheld(evaluation)
+    job.answer(f"/rounds/{run.id}/evaluation", told, change)
+    files.forget(files.weights, *(files.model(each.name) for each in item.others))
+
+
+def _tells_scores(ctx: Context, proposal: Proposal) -> bool:
+    return ctx.settings.share_scores and proposal.privacy.central is None
+
+
+def _withheld(evaluation: Evaluation) -> Evaluation:
+    """That this site has looked at each model, and nothing of what it found."""
+    nothing = Scores(samples=0)
+    others = {name: ModelEvaluation(scores=nothing) for name in evaluation.others}
+    return Evaluation(scores=nothing, others=others)
