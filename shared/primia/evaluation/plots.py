@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 Points = Sequence[tuple[float, float]]
 
@@ -72,6 +73,8 @@ def bars(values: Mapping[str, float], across: str) -> bytes:
 
 
 def _png(figure: Figure) -> bytes:
+    for text in figure.findobj(Text):  # names are names: "$" in one begins no formula
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
         buffer, metadata={"Software": None}, pil_kwargs={"optimize": True}

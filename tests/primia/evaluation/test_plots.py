@@ -32,3 +32,11 @@ def test_every_plot_is_a_picture_that_depends_on_its_values() -> None:
 def test_nothing_to_plot_is_an_empty_picture() -> None:
     for png in (plots.curves({"a": []}, "x", "y"), plots.bars({}, "x")):
         assert _pixels(png).size
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    """A class may be called what would be a broken formula."""
+    name = "$\\frac{$"
+    assert plots.matrix([[1, 2], [3, 4]], [name, "b"], [name, "b"], "down", "across")
+    assert plots.diagonal({name: [(0, 0), (1, 1)]}, "across", "up")
+    assert plots.bars({name: 1.0}, "across")
