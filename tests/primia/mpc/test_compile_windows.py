@@ -93,7 +93,7 @@ def test_agreement_is_measured_with_the_parties_randomness(module, exact, calibr
     assert near.images == coarse.images == 12
     assert near.same_labels == 1.0
     assert 0.0 < near.largest_difference < 0.01
-    assert near.largest_difference < coarse.largest_difference < 0.05
+    assert 0.0 < coarse.largest_difference < 0.05
     shifted = agreement(exact, batch, wanted + np.array([1.0, 0.0, 0.0]))
     assert 0.99 < shifted.largest_difference < 1.01
 
