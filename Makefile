@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 DATA ?=
 DEMO_OPTIONS ?=
 BENCH_OPTIONS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status test check fmt bench bench-inference bench-training images
@@ -35,8 +36,8 @@ down: ## stop the grid
 status: setup ## what runs
 	$(BIN)/primia grid status
 
-test: setup ## all tests, with real servers and processes
-	$(BIN)/python -m pytest
+test: setup ## all tests, with real servers and processes (WORKERS=2 side by side)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup ## formatting, lint, types, import contracts, manifests (edits nothing)
 	$(BIN)/ruff format --check .

@@ -39,9 +39,10 @@ def test_register_look_and_delete(client: TestClient, lite_node: Context, images
 
 def test_registering_sends_a_job(client: TestClient, lite_node: Context, images_root: Path):
     root = draw(images_root / "chest", 2, seed=1)
-    client.post("/datasets", json={"name": "chest", "path": str(root)})
     with lite_node.jobs.celery.connection_for_read() as connection:
         queue = connection.SimpleQueue(lite_node.jobs.queue)
+        queue.clear()  # the broker is the whole session's
+        client.post("/datasets", json={"name": "chest", "path": str(root)})
         message = queue.get(timeout=5)
         message.ack()
     assert message.headers["task"] == "datasets.validate"
