@@ -10,6 +10,7 @@ from services.data_node.datasets import tasks as datasets_tasks
 from services.data_node.inference import api as inference_api
 from services.data_node.inference import tasks as inference_tasks
 from services.data_node.privacy import api as privacy_api
+from services.data_node.programs import api as programs_api
 from services.data_node.settings import DataNodeSettings
 from services.data_node.tables import Base
 from services.data_node.training import agent
@@ -28,6 +29,7 @@ def create_service() -> Service:
         routers=(
             datasets_api.router,
             training_api.router,
+            programs_api.router,
             privacy_api.router,
             inference_api.router,
         ),

@@ -15,6 +15,7 @@ from primia.messages.rounds import Decision, NodeCard, Proposal
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset
+from services.data_node.programs import store as programs
 from services.data_node.training import budget, domain, store
 from services.data_node.training.round_files import wipe
 from services.data_node.training.tables import MAX_TEXT, Run
@@ -47,6 +48,9 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
             f"The run opens statistics of {proposal.measuring_threshold} sites; this site's are "
             f"opened over at least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
         )
+    unapproved = programs.objection(session, proposal)
+    if unapproved:
+        found.append(unapproved)
     active = store.active_run(session)
     if active is not None and active.id != run.id:
         found.append(BUSY)

@@ -23,6 +23,7 @@ from primia.messages.rounds import (
     Train,
     round_terms,
 )
+from services.data_node.programs import store as programs
 from services.data_node.training import budget, domain, secure, store
 from services.data_node.training.job import Job, still_active
 from services.data_node.training.round_files import RoundFiles, wipe
@@ -80,6 +81,7 @@ def train(job: Job, item: Train) -> None:
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
     with ctx.db.reading() as session:
+        programs.check_approved(session, proposal)
         release = budget.check_round(ctx, session, proposal, site.dataset, site.manifest)
     result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop, release)
     files.keep_change(result.change)
@@ -141,6 +143,7 @@ def evaluate(job: Job, item: Evaluate) -> None:
             f"{proposal.others}."
         )
     with ctx.db.reading() as session:
+        programs.check_approved(session, proposal)
         site = site_of(session, run)
     files = RoundFiles(ctx, run.id, item.round)
     stop = Stopping(ctx, run.id, job.item_id, job.held)

@@ -207,6 +207,7 @@ def spec_of(proposal: Proposal, known: Statistics | None) -> ModelSpec:
                 "norm": card.norm,
                 "mean": mean,
                 "std": std,
+                "program": proposal.program,
             }
         )
     except InvalidInput as error:

@@ -33,6 +33,7 @@ from primia.messages.rounds import (
     WorkItem,
     round_terms,
 )
+from services.data_node.programs import store as programs
 from services.data_node.training import approval, domain, secure, store
 from services.data_node.training.computing import evaluate, measure, train
 from services.data_node.training.domain import Phase, RoundKind
@@ -55,6 +56,7 @@ def review(job: Job, item: Review) -> None:
         if item.proposal.run != item.run:
             raise UnexpectedMessage("The proposal is for another run than the request.")
         run = store.propose(session, item.proposal, ctx.clock.now())
+        programs.take_in(session, item.proposal, ctx.clock.now())
         if ctx.settings.approval == "auto":
             approval.decide_automatically(ctx, session, run)
         else:

@@ -89,6 +89,7 @@ def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedMo
         mean=spec.mean,
         deviation=spec.std,
         digest=version.digest or "",
+        program=spec.program.digest if spec.program else None,
     )
     return ServedModel(card=card, plans=tuple(_plan(row) for row in rows))
 

@@ -87,6 +87,7 @@ def _proposal(
         mean=spec.mean,
         deviation=spec.std,
         digest=version.digest or "",
+        program=spec.program.digest if spec.program else None,
     )
     return Proposal(
         run=run_id,
@@ -104,6 +105,7 @@ def _proposal(
         privacy=request.privacy,
         max_norm=request.aggregation.max_norm,
         timeouts=request.timeouts,
+        program=spec.program,
     )
 
 

@@ -12,6 +12,7 @@ from primia.cli import (
     infer,
     models,
     privacy,
+    programs,
     rounds,
     search,
     simulate,
@@ -35,6 +36,7 @@ def create_app() -> typer.Typer:
     app.add_typer(rounds.app, name="rounds", help="Federated training runs.")
     app.add_typer(search.app, name="search", help="Search for hyperparameters over a federation.")
     app.add_typer(privacy.app, name="privacy", help="What training has cost in privacy.")
+    app.add_typer(programs.app, name="programs", help="Models of owners' own, to be approved.")
     app.add_typer(identity.app, name="identity", help="Keys and enrolment.")
     app.command("infer")(infer.infer)
     app.command("simulate")(simulate.simulate)

@@ -1,4 +1,4 @@
-"""``primia models list | create | import | calibrate | serve | download``"""
+"""``primia models list | create | add | import | calibrate | serve | download``"""
 
 from __future__ import annotations
 
@@ -68,6 +68,47 @@ def create(
     owner.create_model(wanted)
     found = owner.wait_version(name, 1)
     output.show(found, form, lambda: f"{name} version 1 is ready ({output.size(found.bytes)}).")
+
+
+@app.command()
+@output.guarded
+def add(
+    name: str,
+    program: Annotated[Path, typer.Option(help="a file of learning.programs.file.save_program")],
+    classes: Annotated[str, typer.Option(help="comma-separated, in the order of the outputs")],
+    image_size: Annotated[int | None, typer.Option(help="default: it was exported for")] = None,
+    seed: Annotated[int, typer.Option(help="of the weights of version 1")] = 0,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Register a model of your own: version 1 has drawn weights, version 2 those of the file.
+
+    Every site has to approve the program by its hash before it trains.
+    """
+    from primia.learning.programs.file import pack, read_program  # torch takes seconds to load
+
+    found, vector = read_program(program)
+    owner = profile.load().model_owner()
+    owner.create_model(
+        NewModel.model_validate(
+            {
+                "name": name,
+                "architecture": "program",
+                "program": found,
+                "classes": [each.strip() for each in classes.split(",")],
+                "channels": found.input[0],
+                "image_size": image_size or found.input[1],
+                "seed": seed,
+            }
+        )
+    )
+    owner.wait_version(name, 1)
+    made = owner.upload(name, pack(found, vector), parent=1)
+    version = owner.wait_version(name, made.version)
+    output.show(
+        version,
+        form,
+        lambda: f"{name} version {version.version} is ready: program {found.digest}",
+    )
 
 
 @app.command("import")

@@ -19,6 +19,7 @@ from primia.messages.inference import (
     Protocol,
     Result,
 )
+from primia.messages.programs import ProgramList, ProgramReport
 
 _VALIDATE_SECONDS = 600.0
 
@@ -66,6 +67,21 @@ class DataNode(Connection):
     def refuse(self, run: str, reason: str) -> None:
         body = _json({"reason": reason})
         self.http.request("POST", f"/runs/{run}/refuse", content=body, headers=_JSON)
+
+    def programs(self) -> ProgramList:
+        return self.http.get("/programs", ProgramList)
+
+    def program(self, digest: str) -> ProgramReport:
+        """A program that a run has come with, described."""
+        return self.http.get(f"/programs/{digest}", ProgramReport)
+
+    def approve_program(self, digest: str) -> ProgramReport:
+        """Let runs with this program, and no other, train here."""
+        answer = self.http.request("POST", f"/programs/{digest}/approve")
+        return self.http.parse(answer, ProgramReport)
+
+    def revoke_program(self, digest: str) -> None:
+        self.http.delete(f"/programs/{digest}")
 
     def privacy(self) -> dict[str, Any]:
         """The ledger: what training has cost, by owner and data set."""

@@ -29,7 +29,7 @@ from scipy.special import gammaln, logsumexp
 
 from primia.errors import InvalidInput
 from primia.learning.config import TrainingConfig
-from primia.learning.spec import WITHOUT_NORM, Checked, ModelSpec
+from primia.learning.spec import Checked, ModelSpec
 
 ORDERS: NDArray[np.int64] = np.concatenate(
     [np.arange(2, 65), np.array([80, 96, 128, 160, 192, 256, 384, 512, 1024])]
@@ -85,11 +85,11 @@ def check_settings(config: TrainingConfig) -> None:
 
 def check_norm(spec: ModelSpec) -> None:
     """Raises InvalidInput for a model with BatchNorm, which mixes the images of a batch."""
-    if spec.norm == "batch" and spec.architecture not in WITHOUT_NORM:
+    if spec.mixes_images:
         raise InvalidInput(
             f"{spec.architecture} with BatchNorm cannot be trained privately: it mixes the images "
             "of a batch, and its statistics are no updates that could be clipped.",
-            hint="Register the model with norm 'group'.",
+            hint="Register the model with norm 'group', or a program without BatchNorm.",
         )
 
 

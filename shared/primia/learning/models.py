@@ -33,7 +33,7 @@ def without_weights(spec: ModelSpec) -> nn.Module:
 
 def initialise(module: nn.Module, seed: int) -> None:
     """First weights: He et al. (2015) for convolutions (normal, fan out); uniform within
-    1/sqrt(fan in) for fully connected layers; BatchNorm and GroupNorm as the identity."""
+    1/sqrt(fan in) for fully connected layers; norms as the identity."""
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -43,8 +43,9 @@ def initialise(module: nn.Module, seed: int) -> None:
         elif isinstance(part, nn.Linear):
             bound = 1 / math.sqrt(part.in_features)
             nn.init.uniform_(part.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(part.bias, -bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm2d | nn.GroupNorm):
+            if part.bias is not None:
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm):
             part.reset_parameters()
 
 

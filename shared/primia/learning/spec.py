@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from primia.errors import InvalidInput
+from primia.learning.programs.document import Program
+from primia.learning.programs.shapes import check, classes, cost
 
 ArchitectureName = Literal[
     "resnet18",
@@ -34,6 +36,7 @@ ArchitectureName = Literal[
     "mobilenet",
     "lenet",
     "small_cnn",
+    "program",  # of the user's own: learning.programs
 ]
 NormName = Literal["batch", "group"]
 
@@ -74,6 +77,8 @@ def architectures() -> tuple[Architecture, ...]:
 
 
 def architecture(name: str) -> Architecture:
+    if name == "program":
+        return Architecture("program", "A program of the user's own", 16, 512)
     for entry in architectures():
         if entry.name == name:
             return entry
@@ -137,9 +142,14 @@ class ModelSpec(Checked):
     norm: NormName = "batch"
     mean: Mean | Annotated[tuple[Mean, ...], Field(min_length=1, max_length=3)] = 0.5
     std: Deviation | Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=3)] = 0.25
+    program: Program | None = Field(
+        default=None, description="layers and steps of the architecture 'program'"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.program is None) != (self.architecture != "program"):
+            raise ValueError("program: the architecture 'program' has one, and no other has")
         entry = architecture(self.architecture)
         if not entry.smallest_image <= self.image_size <= entry.largest_image:
             raise ValueError(
@@ -151,10 +161,31 @@ class ModelSpec(Checked):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != self.channels:
                 raise ValueError(f"{name}: {len(values)} values for {self.channels} channels")
+        if self.program is not None:
+            self._check_program(self.program)
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise ValueError(f"classes: {', '.join(repeated)} stands there twice")
         return self
+
+    def _check_program(self, program: Program) -> None:
+        check(program)
+        try:
+            cost(program, self.input_shape)
+            given = classes(program, self.input_shape)
+        except InvalidInput as error:
+            raise ValueError(f"program: {error.detail}") from None
+        if given != len(self.classes):
+            raise ValueError(f"program: it gives {given} scores for {len(self.classes)} classes")
+        if self.norm == "group":
+            raise ValueError("norm: a program has its own norms; leave it at its default")
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether it has BatchNorm, by which the images of a batch bear on one another."""
+        if self.program is not None:
+            return self.program.mixes_images
+        return self.norm == "batch" and self.architecture not in WITHOUT_NORM
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import math
 
 from torch import nn
 
+from primia.learning.programs.network import Network
 from primia.learning.spec import ModelSpec
 from primia.learning.vision import torchvision_models
 
@@ -44,6 +45,8 @@ def build(spec: ModelSpec) -> nn.Module:
 
     Input (N, channels, image_size, image_size), output (N, classes).
     """
+    if spec.program is not None:
+        return Network(spec.program, spec.input_shape)
     if spec.architecture == "small_cnn":
         module = _small_cnn(spec)
     elif spec.architecture == "lenet":

@@ -39,3 +39,6 @@ class ModelCard(Message):
     mean: float | tuple[float, ...] = Field(default=0.5, description="or one a channel")
     deviation: float | tuple[float, ...] = Field(default=0.25, description="or one a channel")
     digest: Digest = Field(description="SHA-256 of the weights file")
+    program: Digest | None = Field(
+        default=None, description="SHA-256 of the program, of a model that is one"
+    )

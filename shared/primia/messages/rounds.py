@@ -37,6 +37,8 @@ from primia.aggregation.terms import MIN_NODES, default_threshold
 from primia.evaluation.counts import Counts
 from primia.learning.accounting import without_account
 from primia.learning.config import ServerOptimiser, Stopping, TrainingConfig
+from primia.learning.programs.document import Program
+from primia.learning.programs.shapes import check
 from primia.learning.statistics import Statistics
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 from primia.messages.privacy import PrivacySettings, StatisticsSettings
@@ -221,6 +223,18 @@ class Proposal(Message):
     privacy: PrivacySettings = PrivacySettings()
     max_norm: float | None = Field(default=None, gt=0, le=1e9)
     timeouts: Timeouts
+    program: Program | None = Field(
+        default=None, description="of a model of the owner's own: layers and steps, no code"
+    )
+
+    @model_validator(mode="after")
+    def _program(self) -> Proposal:
+        """What a site approves is the hash; it is computed anew from what is said here."""
+        if (self.program.digest if self.program else None) != self.model.program:
+            raise ValueError("the program is not the one whose hash the model's card gives")
+        if self.program is not None:
+            check(self.program)
+        return self
 
     @property
     def measuring_threshold(self) -> int:
