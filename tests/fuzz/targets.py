@@ -15,6 +15,7 @@ from functools import cache
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import ValidationError
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -29,7 +30,11 @@ from primia.errors import MalformedMessage, PrimiaError
 from primia.learning.calibration import pack, unpack
 from primia.learning.images import decode
 from primia.learning.layout import Layout, read_metadata, read_state, write_state
+from primia.learning.programs.document import Program
+from primia.learning.programs.network import Network
+from primia.learning.programs.shapes import classes, cost
 from primia.messages.inference import SESSION_TOKEN_HEADER, Deal, PlanOffer, ServedModels
+from primia.messages.programs import ProgramDescription
 from primia.messages.rounds import WORK_ITEM, Confirmation, Envelopes, Shares, TrainReport
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.material import Half, Manifest
@@ -44,6 +49,7 @@ from primia.sharing import Share
 from services.model_owner.inference.host import OFFLINE, SessionHost
 from services.model_owner.inference.listener import create_listener
 from tests.support.inference import DEAL, SESSION, Builder, Session, weights_for
+from tests.support.programs import own_program
 
 Run = Callable[[bytes], object]
 
@@ -256,6 +262,24 @@ def image(data: bytes) -> None:
     decode(data, 16, 1)
 
 
+def program(data: bytes) -> None:
+    """Parsed, followed and described, as a site does before anybody has approved it."""
+    ProgramDescription.of(Program.parse(data))
+
+
+def network(data: bytes) -> None:
+    """A program whose sizes fit runs, and gives what was followed; torch computes no values."""
+    try:
+        found = Program.model_validate_json(data)
+    except ValidationError as error:
+        raise MalformedMessage("declared") from error
+    cost(found)
+    scores = classes(found)
+    with torch.device("meta"):
+        built = Network(found)
+        check(built(torch.empty(2, *found.input)).shape == (2, scores), "other sizes")
+
+
 @cache
 def targets() -> MappingProxyType[str, Target]:
     session = fresh_session()
@@ -295,6 +319,8 @@ def targets() -> MappingProxyType[str, Target]:
             "state_metadata": Target(read_metadata, (state,)),
             "image": Target(image, (_picture(), _radiograph())),
             "calibration": Target(lambda data: unpack(data, (1, 16, 16)), (pack(pixels),)),
+            "program": Target(program, (own_program()[0].text.encode(),)),
+            "program_network": Target(network, (own_program()[0].text.encode(),)),
             "work_item": Target(work_item, (_text({"kind": "train", "run": "0" * 32}),)),
             "report": Target(json_of(TrainReport), (_text({"samples": 3, "loss": 0.5}),)),
             "envelopes": Target(json_of(Envelopes), (_text({"envelopes": {"a": "AA"}}),)),

@@ -80,8 +80,9 @@ class Call:
 
     def refuse(self, reason: str) -> UnsupportedOperator:
         stack = list(self.node.meta.get("nn_module_stack", {}).values())
-        where = f" in {stack[-1][0].removeprefix('L__self__').lstrip('.')}" if stack else ""
-        return UnsupportedOperator(f"{self.name}{where.rstrip()}: {reason}.")
+        path = stack[-1][0].removeprefix("L__self__").lstrip(".") if stack else ""
+        where = f" in {path}" if path else ""
+        return UnsupportedOperator(f"{self.name}{where}: {reason}.")
 
 
 def _is_aten(node: Node) -> bool:
