@@ -24,9 +24,10 @@ class DataNodeSettings(ServiceSettings):
         default=False,
         description="join runs without secure aggregation: the owner sees this site's own update",
     )
-    share_scores: bool = Field(
-        default=True,
-        description="let the owner see this site's own loss, accuracy and counts of predictions",
+    share_scores: Literal["sum", "own", "none"] = Field(
+        default="sum",
+        description="loss, accuracy and counts of predictions: only summed with other sites' under "
+        "masks (in a plain run shown, as the update is), shown as this site's own, or neither",
     )
     minimum_sites: int = Field(
         default=2, ge=2, description="threshold below which this site joins no secure run"

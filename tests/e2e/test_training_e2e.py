@@ -38,10 +38,20 @@ def check_plain_equals_secure(world: World, model: str, folder: Path) -> None:
     apart = max(float(np.abs(left[name] - right[name]).max()) for name in left)
     assert moved > 1e-3  # it has learned something
     assert apart < 1e-6
-    for report in (plain, secure):
+    for shown, report in ((True, plain), (False, secure)):
         for site in report.reports[0].sites:
             assert site.samples > 0
-            assert site.loss is not None
+            assert (site.loss is not None) is shown
+        assert [(site.final is not None and site.final.samples > 0) for site in report.sites] == (
+            [shown] * len(report.sites)
+        )
+    for name in ("training", "received"):  # what no site shows is summed under masks
+        one, same = (getattr(report.reports[0], name) for report in (plain, secure))
+        assert (same.samples, same.accuracy) == (one.samples, pytest.approx(one.accuracy))
+        assert same.loss == pytest.approx(one.loss, abs=1e-5)
+    assert plain.final is not None
+    assert secure.final is not None
+    assert secure.final.samples == plain.final.samples > 0
 
 
 def test_plain_and_secure_agree(sqlite_world: World, tmp_path: Path):

@@ -16,7 +16,7 @@ from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import mismatch
 from services.data_node.datasets.store import Dataset
 from services.data_node.programs import store as programs
-from services.data_node.training import budget, domain, store
+from services.data_node.training import budget, domain, figures, store
 from services.data_node.training.round_files import wipe
 from services.data_node.training.tables import MAX_TEXT, Run
 
@@ -72,7 +72,13 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
     _decide(ctx, session, run, "active", "", by)
     run.dataset, run.dataset_name = dataset.id, dataset.name
     datasets.hold(session, dataset, store.holder(run.id))
-    decision = Decision(accepted=True, samples=dataset.images, classes=tuple(dataset.classes))
+    manifest = datasets.manifest(session, dataset)
+    decision = Decision(
+        accepted=True,
+        samples=dataset.images,
+        classes=tuple(dataset.classes),
+        **figures.offered(ctx, run.read_proposal(), manifest),
+    )
     _answer(ctx, session, run, decision)
 
 

@@ -13,18 +13,19 @@ from primia.chassis.context import Context
 from primia.chassis.identity import encode_key
 from primia.errors import UnexpectedMessage
 from primia.messages.rounds import (
+    Decision,
     Evaluate,
     Evaluation,
+    EvaluationReport,
     Measure,
     MeasureReport,
     ModelEvaluation,
     Proposal,
-    Scores,
     Train,
-    round_terms,
+    terms_of,
 )
 from services.data_node.programs import store as programs
-from services.data_node.training import budget, domain, secure, store
+from services.data_node.training import budget, domain, figures, secure, store
 from services.data_node.training.job import Job, still_active
 from services.data_node.training.round_files import RoundFiles, wipe
 from services.data_node.training.site import Site, site_of
@@ -47,15 +48,14 @@ def measure(job: Job, item: Measure) -> None:
     if not proposal.statistics.wanted:
         raise UnexpectedMessage("The approved proposal asks for no statistics.")
     with ctx.db.reading() as session:
-        if store.has_revealed_statistics(session, run.id):
+        if store.has_revealed(session, run.id, "measure"):
             raise UnexpectedMessage("This site has given its statistics in this run already.")
     site = _enter_round(job, run, item.round, proposal.rounds)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
     values = local.measure(ctx, proposal, site, stop)
     RoundFiles(ctx, run.id, item.round).keep_values(values)
-    terms = round_terms(proposal, "")
-    state, advertisement = secure.begin_measuring(
-        proposal, ctx.identity, item.round, len(values), terms
+    state, advertisement = secure.begin_counting(
+        proposal, ctx.identity, item.round, len(values), terms_of(proposal, item)
     )
     sealed = secure.seal(state, ctx.secrets, run.id, item.round)
 
@@ -76,6 +76,7 @@ def train(job: Job, item: Train) -> None:
     domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)
     if not proposal.planned:
         raise UnexpectedMessage("The approved proposal has no round of training.")
+    decision = _agreed(ctx, proposal, run, item)
     site = _enter_round(job, run, item.round, proposal.rounds)
     files = RoundFiles(ctx, run.id, item.round)
     weights = files.fetch_weights(item.weights_digest, item.weights_bytes)
@@ -89,7 +90,9 @@ def train(job: Job, item: Train) -> None:
         files.keep_carried(result.carried)
     report = result.report()
     told = report if release is None else report.model_copy(update=UNTOLD)
-    if not _tells_scores(ctx, proposal):
+    if item.summed:
+        files.keep_values(figures.of_training(told))
+    if not figures.shows_own(ctx, proposal, decision):
         told = told.model_copy(update=UNSCORED)
     sealed = None
     if proposal.secure:
@@ -100,7 +103,7 @@ def train(job: Job, item: Train) -> None:
             result.change,
             result.groups,
             result.samples,
-            round_terms(proposal, item.weights_digest, item.statistics),
+            terms_of(proposal, item),
         )
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
         update = {"advertisement": encode_key(advertisement), "exponents": exponents}
@@ -134,9 +137,9 @@ def evaluate(job: Job, item: Evaluate) -> None:
     from services.data_node.training import local  # torch: in workers only, when it is needed
 
     ctx, run = job.ctx, job.run(item.run)
-    if run.evaluation is not None:  # scores of model after model would tell of single images
-        raise UnexpectedMessage("This site has evaluated the run's final model already.")
     proposal = run.read_proposal()
+    decision = _agreed(ctx, proposal, run, item)
+    _check_first(ctx, run, item)
     if len(item.others) > proposal.others:
         raise UnexpectedMessage(
             f"This site is asked to evaluate {len(item.others)} other models; it approved "
@@ -145,6 +148,8 @@ def evaluate(job: Job, item: Evaluate) -> None:
     with ctx.db.reading() as session:
         programs.check_approved(session, proposal)
         site = site_of(session, run)
+    if item.summed:  # behind all rounds of training
+        site = _enter_round(job, run, item.round, proposal.rounds + 1)
     files = RoundFiles(ctx, run.id, item.round)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
 
@@ -156,21 +161,61 @@ def evaluate(job: Job, item: Evaluate) -> None:
     others = {each.name: measured(files.fetch_model(each)) for each in item.others}
     evaluation = Evaluation(**dict(found), others=others)
 
-    def change(session: Session) -> None:
-        row = still_active(session, run.id)
-        store.set_evaluation(session, row, evaluation.scores, ctx.clock.now())
-
-    told = evaluation if _tells_scores(ctx, proposal) else _withheld(evaluation)
-    job.answer(f"/rounds/{run.id}/evaluation", told, change)
+    shows_own = figures.shows_own(ctx, proposal, decision)
+    told = evaluation if shows_own else figures.withheld(evaluation)
+    if item.summed:
+        _sum(job, run, item, told, evaluation)
+    else:
+        job.answer(
+            f"/rounds/{run.id}/evaluation",
+            told,
+            lambda session: _evaluated(ctx, session, run.id, evaluation),
+        )
     files.forget(files.weights, *(files.model(each.name) for each in item.others))
 
 
-def _tells_scores(ctx: Context, proposal: Proposal) -> bool:
-    return ctx.settings.share_scores and proposal.privacy.central is None
+def _sum(job: Job, run: Run, item: Evaluate, told: Evaluation, found: Evaluation) -> None:
+    """Be ready to add what this site has found to the other sites' under masks."""
+    ctx, proposal = job.ctx, run.read_proposal()
+    names = [each.name for each in item.others]
+    values = figures.of_evaluation(found, names, len(proposal.model.classes))
+    RoundFiles(ctx, run.id, item.round).keep_values(values)
+    state, advertisement = secure.begin_counting(
+        proposal, ctx.identity, item.round, len(values), terms_of(proposal, item)
+    )
+    sealed = secure.seal(state, ctx.secrets, run.id, item.round)
+
+    def change(session: Session) -> None:
+        _evaluated(ctx, session, run.id, found)
+        store.begin_evaluating(session, run.id, item.round, ctx.clock.now())
+        store.put_secret(session, run.id, item.round, sealed)
+
+    report = EvaluationReport(evaluation=told, advertisement=encode_key(advertisement))
+    job.answer(f"/rounds/{run.id}/{item.round}/evaluated", report, change)
 
 
-def _withheld(evaluation: Evaluation) -> Evaluation:
-    """That this site has looked at each model, and nothing of what it found."""
-    nothing = Scores(samples=0)
-    others = {name: ModelEvaluation(scores=nothing) for name in evaluation.others}
-    return Evaluation(scores=nothing, others=others)
+def _evaluated(ctx: Context, session: Session, run: str, found: Evaluation) -> None:
+    row = still_active(session, run)
+    store.set_evaluation(session, row, found.scores, ctx.clock.now())
+
+
+def _check_first(ctx: Context, run: Run, item: Evaluate) -> None:
+    """Figures of model after model would tell of single images, and so would sums over one set of
+    sites after another: a site evaluates once, or the same again where nothing has been opened."""
+    with ctx.db.reading() as session:
+        before = store.evaluations(session, run.id)
+        opened = store.has_revealed(session, run.id, "evaluate")
+    same = {"round": item.round}
+    repeats = item.summed and all(each.model_copy(update=same) == item for each in before)
+    if run.evaluation is not None and (opened or not repeats):
+        raise UnexpectedMessage("This site has evaluated the run's final model already.")
+
+
+def _agreed(ctx: Context, proposal: Proposal, run: Run, item: Train | Evaluate) -> Decision:
+    """What this site has offered, with which the item agrees."""
+    if item.summed and not proposal.sums_figures:
+        raise UnexpectedMessage("The approved proposal sums no figures.")
+    with ctx.db.reading() as session:
+        decision = figures.agreed(session, run.id)
+    figures.check_agreed(decision, item, ctx.identity.name)
+    return decision

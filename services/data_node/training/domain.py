@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from primia.errors import (
@@ -26,7 +26,7 @@ from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem, contri
 RunState = Literal["pending", "active", "refused", "withdrawn", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
 Phase = Literal["trained", "shared", "masked", "confirmed", "revealed"]
-RoundKind = Literal["train", "measure"]
+RoundKind = Literal["train", "measure", "evaluate"]
 ItemState = Literal["open", "waiting", "answered", "sent", "dropped"]
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
@@ -44,6 +44,7 @@ ENDED: frozenset[RunState] = frozenset(s for s, after in RUN_TRANSITIONS.items()
 SECURE_STEPS: Mapping[str, tuple[Phase | None, Phase]] = {
     "measure": (None, "trained"),
     "train": (None, "trained"),
+    "evaluate": (None, "trained"),
     "share_keys": ("trained", "shared"),
     "upload": ("shared", "masked"),
     "confirm": ("masked", "confirmed"),
@@ -115,6 +116,23 @@ def check_still_trains(proposal: Proposal, *, stopped: bool) -> None:
             "Early stopping has ended training at this site; its zeros would uncover the other "
             "sites' updates."
         )
+
+
+def adding(asked: Mapping[str, int], nodes: Sequence[str], threshold: int) -> frozenset[str]:
+    """The sites of a round that add their figures to its sum: the largest set in which each finds
+    as many as it asks for, whoever drops out.
+
+    Of any ``threshold`` survivors all but those that add nothing are in the set: that many at
+    least. ``asked``: site -> how many it asks for. Every site comes to the same set, since the list
+    and the roster are signed.
+    """
+    found = frozenset(nodes) & frozenset(asked)
+    while True:
+        sure = threshold - (len(nodes) - len(found))
+        left = frozenset(node for node in found if asked[node] <= sure)
+        if left == found:
+            return found
+        found = left
 
 
 def item_round(item: WorkItem) -> int:

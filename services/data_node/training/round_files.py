@@ -112,20 +112,25 @@ class RoundFiles:
         return f"primia/carried/{self.run}/{number}"
 
     def keep_values(self, values: NDArray[np.uint64]) -> None:
-        """The integers that this site adds in a round that measures."""
+        """The integers that this site adds in a round."""
         self.ctx.files.write(self.values, np.ascontiguousarray(values, dtype="<u8").data.cast("B"))
 
     def read_values(self) -> NDArray[np.uint64]:
         try:
             return np.fromfile(self.values, dtype="<u8")
         except FileNotFoundError:
-            raise LocalError("The statistics of this round are no longer on the disk.") from None
+            raise LocalError("The integers of this round are no longer on the disk.") from None
 
-    def keep_update(self, header: Header, vector: NDArray[np.generic]) -> None:
+    def keep_update(
+        self,
+        header: Header,
+        vector: NDArray[np.generic],
+        integers: NDArray[np.uint64] | None = None,
+    ) -> None:
         """Exactly the bytes that will be sent, however often."""
         self.ctx.files.require(header.frame_bytes)
         with self.ctx.files.replacing(self.update) as file:
-            for piece in frame(header, vector):
+            for piece in frame(header, vector, integers):
                 file.write(piece)
 
     def forget(self, *paths: Path) -> None:

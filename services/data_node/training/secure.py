@@ -86,7 +86,7 @@ def begin(
     return state, advertisement, {"parameters": needed[0], "buffers": needed[1]}
 
 
-def begin_measuring(
+def begin_counting(
     proposal: Proposal, identity: Identity, number: int, count: int, terms: bytes
 ) -> tuple[NodeState, bytes]:
     """Fresh keys for a round that sums ``count`` integers, which weighs and scales nothing."""
@@ -122,6 +122,12 @@ def mask(
             threshold=proposal.threshold,
         )
     return client.mask(state, _decoded(item.envelopes), change, noise=noise)
+
+
+def mask_both(
+    state: NodeState, item: Upload, change: NDArray[np.float32], integers: NDArray[np.uint64]
+) -> tuple[NodeState, NDArray[np.uint32], NDArray[np.uint64]]:
+    return client.mask_both(state, _decoded(item.envelopes), change, integers)
 
 
 def mask_integers(

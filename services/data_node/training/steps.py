@@ -19,6 +19,7 @@ from primia.aggregation.wire import Header, Kind
 from primia.chassis.context import Context
 from primia.errors import PrimiaError, UnexpectedMessage
 from primia.messages.rounds import (
+    Beginning,
     Confirm,
     Decision,
     Evaluate,
@@ -31,10 +32,10 @@ from primia.messages.rounds import (
     Unmask,
     Upload,
     WorkItem,
-    round_terms,
+    terms_of,
 )
 from services.data_node.programs import store as programs
-from services.data_node.training import approval, domain, secure, store
+from services.data_node.training import approval, domain, figures, secure, store
 from services.data_node.training.computing import evaluate, measure, train
 from services.data_node.training.domain import Phase, RoundKind
 from services.data_node.training.job import Job, still_active
@@ -75,7 +76,7 @@ def exchange(job: Job, item: ShareKeys | Confirm | Unmask) -> None:
     proposal = run.read_proposal()
     here = _round_at(job, item, proposal)
     with ctx.db.reading() as session:
-        terms = _terms(proposal, store.beginning(session, run.id, item.round))
+        terms = terms_of(proposal, store.beginning(session, run.id, item.round))
     verify, sign = secure.verifier(proposal, terms), secure.signer(ctx.identity, terms)
     step = secure.stepper(item, verify, sign)
     state, message = step(_state(job, item))
@@ -104,7 +105,9 @@ def upload(job: Job, item: Upload) -> None:
     files = RoundFiles(ctx, run.id, item.round)
     sealed = None
     if here.secure:
-        state = _masked(files, _state(job, item), item, here.kind, proposal)
+        with ctx.db.reading() as session:
+            began = store.beginning(session, run.id, item.round)
+        state = _masked(files, _state(job, item), item, began, proposal)
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
     else:
         change = files.read_change()
@@ -120,20 +123,29 @@ def upload(job: Job, item: Upload) -> None:
 
 
 def _masked(
-    files: RoundFiles, state: NodeState, item: Upload, kind: RoundKind, proposal: Proposal
+    files: RoundFiles, state: NodeState, item: Upload, began: Beginning, proposal: Proposal
 ) -> NodeState:
     """Write the masked frame; the state after it."""
-    if kind == "measure":
-        state, integers = secure.mask_integers(state, item, files.read_values())
+    if not isinstance(began, Train):
+        values = files.read_values()
+        if isinstance(began, Evaluate):
+            values = figures.added(values, began, state)
+        state, integers = secure.mask_integers(state, item, values)
         files.keep_update(_header(item, Kind.INTEGERS, len(integers)), integers)
+        return state
+    if began.summed:
+        values = figures.added(files.read_values(), began, state)
+        state, vector, integers = secure.mask_both(state, item, files.read_change(), values)
+        header = _header(item, Kind.MASKED, len(vector), len(integers))
+        files.keep_update(header, vector, integers)
         return state
     state, vector = secure.mask(state, item, files.read_change(), proposal)
     files.keep_update(_header(item, Kind.MASKED, len(vector)), vector)
     return state
 
 
-def _header(item: Upload, kind: Kind, count: int) -> Header:
-    return Header(kind, RoundId(bytes.fromhex(item.run), item.round), count)
+def _header(item: Upload, kind: Kind, count: int, integers: int = 0) -> Header:
+    return Header(kind, RoundId(bytes.fromhex(item.run), item.round), count, integers)
 
 
 def stop(job: Job, item: Stop) -> None:
@@ -186,12 +198,6 @@ class _At:
     secure: bool
     before: Phase
     after: Phase
-
-
-def _terms(proposal: Proposal, began: Train | Measure) -> bytes:
-    if isinstance(began, Measure):
-        return round_terms(proposal, "")
-    return round_terms(proposal, began.weights_digest, began.statistics)
 
 
 def _round_at(job: Job, item: ShareKeys | Upload | Confirm | Unmask, proposal: Proposal) -> _At:

@@ -18,6 +18,8 @@ from sqlalchemy.orm import Session
 
 from primia.errors import Conflict, NotFound, UnexpectedMessage
 from primia.messages.rounds import (
+    Beginning,
+    Evaluate,
     Measure,
     Proposal,
     Scores,
@@ -175,16 +177,27 @@ def rounds(session: Session, run: str) -> list[Round]:
 
 
 def begin_measuring(session: Session, run: str, number: int, now: datetime) -> Round:
-    row = Round(run=run, number=number, kind="measure", phase="trained", report={}, created=now)
-    session.add(row)
+    row = _begin_counting(session, run, number, "measure", now)
     event(session, run, "measured", {"round": number}, now)
     return row
 
 
-def has_revealed_statistics(session: Session, run: str) -> bool:
-    """Whether the owner may have opened a sum with this site's statistics in this run."""
+def begin_evaluating(session: Session, run: str, number: int, now: datetime) -> Round:
+    return _begin_counting(session, run, number, "evaluate", now)
+
+
+def _begin_counting(
+    session: Session, run: str, number: int, kind: RoundKind, now: datetime
+) -> Round:
+    row = Round(run=run, number=number, kind=kind, phase="trained", report={}, created=now)
+    session.add(row)
+    return row
+
+
+def has_revealed(session: Session, run: str, kind: RoundKind) -> bool:
+    """Whether the owner may have opened a sum of this kind with this site's values in this run."""
     wanted = select(Round.number).where(
-        Round.run == run, Round.kind == "measure", Round.phase == "revealed"
+        Round.run == run, Round.kind == kind, Round.phase == "revealed"
     )
     return session.scalar(wanted) is not None
 
@@ -228,16 +241,28 @@ def find_item(session: Session, item: WorkItem) -> WorkRow | None:
     return session.scalar(wanted.with_for_update())
 
 
-def beginning(session: Session, run: str, number: int) -> Train | Measure:
+def beginning(session: Session, run: str, number: int) -> Beginning:
     """The item that the round began with here. Raises UnexpectedMessage if it has not."""
+    row = session.get(Round, (run, number))
     wanted = select(WorkRow).where(
-        WorkRow.run == run, WorkRow.round == number, WorkRow.kind.in_(("train", "measure"))
+        WorkRow.run == run,
+        WorkRow.round == number,
+        WorkRow.kind == (row.kind if row else "train"),
     )
-    row = session.scalar(wanted)
-    item = row.read_item() if row else None
-    if not isinstance(item, Train | Measure):
+    found = session.scalar(wanted)
+    item = found.read_item() if found else None
+    if not isinstance(item, Train | Measure | Evaluate):
         raise UnexpectedMessage(f"This site has not trained in round {number}.")
     return item
+
+
+def evaluations(session: Session, run: str) -> list[Evaluate]:
+    """What this site has been asked to evaluate in this run and has answered."""
+    wanted = select(WorkRow).where(
+        WorkRow.run == run, WorkRow.kind == "evaluate", WorkRow.answer.is_not(None)
+    )
+    items = [row.read_item() for row in session.scalars(wanted.order_by(WorkRow.round))]
+    return [item for item in items if isinstance(item, Evaluate)]
 
 
 def add_item(session: Session, item_id: str, item: WorkItem, now: datetime) -> WorkRow:

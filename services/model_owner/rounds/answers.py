@@ -22,6 +22,7 @@ from primia.messages.rounds import (
     Decision,
     Envelopes,
     Evaluation,
+    EvaluationReport,
     Failure,
     MeasureReport,
     ModelEvaluation,
@@ -123,6 +124,7 @@ def decide(here: Place, decision: Decision) -> None:
     site.state = move_site(store.site_state(site), "accepted" if decision.accepted else "refused")
     site.reason, site.samples = decision.reason[:REASON], decision.samples
     site.classes = list(decision.classes)
+    site.sums = decision.model_dump(include={"summed", "counted"}, exclude_none=True)
     if not decision.accepted:
         site.engaged, site.acknowledged = False, True
     store.record(
@@ -201,11 +203,8 @@ def measured(here: Place, number: int, message: MeasureReport, size: int) -> Non
     taken = seat(here, number, "measure", found)
     if taken is None:
         return
-    advertised = secure.check_advertisement(
-        here.session, here.run, taken.row, here.site.node, message.advertisement
-    )
-    if (advertised.samples, advertised.exponents) != (1, (0, 0)):
-        raise InvalidInput("A round that sums integers weighs and scales nothing.")
+    name, advertisement = here.site.node, message.advertisement
+    secure.check_counting(here.session, here.run, taken.row, name, advertisement)
     taken.contribution.report = message.model_dump(mode="json")
     taken.give(found, size)
 
@@ -270,22 +269,35 @@ def evaluated(here: Place, message: Evaluation) -> None:
         return
     if here.wanted() != "evaluate":
         raise here.refuse("evaluate", f"Run {here.run.id}")
-    _check_evaluation(here, message)
+    _keep_evaluation(here, message)
     site.answers = {**site.answers, "evaluate": found}
-    site.evaluation = message.scores.model_dump(mode="json")
+    here.moved()
+
+
+def ready_to_sum(here: Place, number: int, message: EvaluationReport, size: int) -> None:
+    """A site has evaluated, in a round that sums what it found."""
+    found = digest(message)
+    taken = seat(here, number, "evaluate", found)
+    if taken is None:
+        return
+    name, advertisement = here.site.node, message.advertisement
+    secure.check_counting(here.session, here.run, taken.row, name, advertisement)
+    _keep_evaluation(here, message.evaluation)
+    taken.contribution.report = {"advertisement": advertisement}
+    taken.give(found, size)
+
+
+def _keep_evaluation(here: Place, message: Evaluation) -> None:
+    """What the site shows of its own."""
+    _check_evaluation(here, message)
+    site, scores = here.site, message.scores.model_dump(mode="json")
+    site.evaluation = scores
     site.evaluations = {
         name: given.model_dump(mode="json", include=set(ModelEvaluation.model_fields))
         for name, given in {LAST: message, **message.others}.items()
     }
-    store.record(
-        here.session,
-        here.run.id,
-        here.ctx.clock.now(),
-        "evaluated",
-        node=site.node,
-        **site.evaluation,
-    )
-    here.moved()
+    now = here.ctx.clock.now()
+    store.record(here.session, here.run.id, now, "evaluated", node=site.node, **scores)
 
 
 def _check_evaluation(here: Place, message: Evaluation) -> None:

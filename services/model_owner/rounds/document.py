@@ -28,23 +28,29 @@ def document(session: Session, run: Run) -> RunDocument:
         run=found.model_copy(update={"request": request}),
         card=card,
         chosen=Course.model_validate(run.course).chosen,
-        models=tuple(_models(store.sites(session, run.id), card.classes)),
+        models=tuple(_models(run, store.sites(session, run.id), card.classes)),
         software={name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     )
 
 
-def _models(sites: Sequence[Site], classes: tuple[str, ...]) -> Iterable[ModelFigures]:
+def _models(run: Run, sites: Sequence[Site], classes: tuple[str, ...]) -> Iterable[ModelFigures]:
+    """Overall figures are over what sites show of their own and over what was summed."""
+    summed = {
+        name: ModelEvaluation.model_validate(given)
+        for name, given in (run.evaluation or {}).items()
+    }
     evaluated: dict[str, dict[str, ModelEvaluation]] = {}
     for site in sites:
         for name, given in site.evaluations.items():
             evaluated.setdefault(name, {})[site.node] = ModelEvaluation.model_validate(given)
     for name, by_site in evaluated.items():
+        parts = [*by_site.values(), *([summed[name]] if name in summed else [])]
         yield ModelFigures(
             model=name,
             overall=PartFigures(
-                validation=_figures(_sum(e.validation for e in by_site.values()), classes),
-                test=_figures(_sum(e.test for e in by_site.values()), classes),
+                validation=_figures(_sum(e.validation for e in parts), classes),
+                test=_figures(_sum(e.test for e in parts), classes),
             ),
             sites=_each(by_site, classes),
         )

@@ -32,7 +32,7 @@ Phase = Literal[
     "abandoned",
 ]
 SiteState = Literal["invited", "accepted", "refused", "silent"]
-Purpose = Literal["train", "measure"]
+Purpose = Literal["train", "measure", "evaluate"]
 Kind = Literal[
     "review", "measure", "train", "share_keys", "upload", "confirm", "unmask", "evaluate", "stop"
 ]

@@ -8,19 +8,15 @@ from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
 from primia.messages.rounds import (
-    Candidate,
     Confirm,
-    Evaluate,
-    Measure,
     Review,
     ShareKeys,
     Stop,
-    Train,
     Unmask,
     Upload,
     WorkItem,
 )
-from services.model_owner.rounds import secure, store
+from services.model_owner.rounds import beginning, secure, store
 from services.model_owner.rounds.answers import Place
 from services.model_owner.rounds.domain import Kind, Stage
 from services.model_owner.rounds.tables import Round, Run, Site
@@ -42,33 +38,12 @@ def _item(session: Session, run: Run, site: Site, kind: Kind) -> WorkItem:
     if kind == "review":
         return Review(run=run.id, proposal=store.proposal_of(run))
     if kind == "evaluate":
-        return Evaluate(
-            run=run.id,
-            round=run.number,
-            weights_digest=run.weights_digest,
-            weights_bytes=run.weights_bytes,
-            others=tuple(
-                Candidate(name=each.name, weights_digest=each.digest, weights_bytes=each.bytes)
-                for each in store.others(run)
-            ),
-            statistics=store.statistics_of(run),
-        )
+        return beginning.evaluate(session, run).model_copy(update={"summed": {}, "counted": {}})
     return Stop.model_validate({"run": run.id, "state": run.state, "reason": run.reason})
 
 
-def _train(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
-    return Train(
-        run=run.id,
-        round=row.number,
-        done=run.done,
-        weights_digest=run.weights_digest,
-        weights_bytes=run.weights_bytes,
-        statistics=store.statistics_of(run),
-    )
-
-
-def _measure(_session: Session, run: Run, row: Round, _node: str) -> WorkItem:
-    return Measure(run=run.id, round=row.number)
+def _begin(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
+    return beginning.of_round(session, run, row)
 
 
 def _share_keys(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
@@ -112,8 +87,9 @@ def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
 
 
 _ROUND_ITEMS: Mapping[Kind, Callable[[Session, Run, Round, str], WorkItem]] = {
-    "measure": _measure,
-    "train": _train,
+    "measure": _begin,
+    "train": _begin,
+    "evaluate": _begin,
     "share_keys": _share_keys,
     "upload": _upload,
     "confirm": _confirm,

@@ -25,6 +25,7 @@ from primia.messages.rounds import (
     Decision,
     Envelopes,
     Evaluation,
+    EvaluationReport,
     Failure,
     MeasureReport,
     Shares,
@@ -167,6 +168,20 @@ def measured(
     _answer(ctx, run, node, lambda here: answers.measured(here, number, message, _size(request)))
 
 
+@router.put("/rounds/{run}/{round}/evaluated", summary="Be ready to sum figures", **_TAKEN)
+def ready_to_sum(
+    ctx: Ctx,
+    node: Node,
+    run: Id,
+    number: Annotated[Number, Path(alias="round")],
+    message: EvaluationReport,
+    request: Request,
+) -> None:
+    _answer(
+        ctx, run, node, lambda here: answers.ready_to_sum(here, number, message, _size(request))
+    )
+
+
 def _size(request: Request) -> int:
     """Bytes of a JSON body, as announced; chunked ones are counted as none."""
     announced = request.headers.get("Content-Length", "0")
@@ -205,8 +220,8 @@ async def upload(
     number: Annotated[Number, Path(alias="round")],
     request: Request,
 ) -> None:
-    """36 bytes of header, then the values: uint32 if masked, float32 if plain, uint64 if the round
-    sums integers."""
+    """36 bytes of header, then the values: uint32 if masked (behind masked uint64 where figures are
+    summed), float32 if plain, uint64 if the round sums integers."""
     await receive_update(ctx, request, run, number, node.name)
 
 

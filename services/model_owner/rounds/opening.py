@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,24 @@ from primia.aggregation.plain import WeightedMean
 from primia.aggregation.quantise import step as quantisation_step
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
-from primia.aggregation.wire import HEADER_BYTES
+from primia.aggregation.wire import HEADER_BYTES, Header, Kind, read_integers
 from primia.chassis.context import Context
+from primia.chassis.telemetry import get_logger
+from primia.evaluation import sums
 from primia.learning.layout import Vector
 from primia.learning.server import Moments, step
 from primia.learning.statistics import Statistics
+from primia.messages.rounds import ModelEvaluation, Scores
 from services.model_owner.registry import store as registry
 from services.model_owner.registry import weights
 from services.model_owner.registry.weights import Written
-from services.model_owner.rounds import answers, secure, store
+from services.model_owner.rounds import answers, beginning, secure, store
+from services.model_owner.rounds.course import LAST
 from services.model_owner.rounds.domain import Stage
 from services.model_owner.rounds.tables import Contribution, Round, Run
 from services.model_owner.rounds.uploads import kind_of, round_file
+
+log = get_logger(__name__)
 
 
 def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
@@ -36,43 +43,113 @@ def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
 
 
 def add_updates(ctx: Context, run: Run, row: Round, contributions: list[Contribution]) -> None:
-    """Write the sum with these updates, added in this order, from the one without them."""
+    """Write the sum with these updates, added in this order, from the one without them: first the
+    integers that travelled beside them, then the values."""
     count, kind = secure.groups(run, row).size, kind_of(row)
-    total = _read_sum(ctx, run, row, count, kind.dtype if row.secure else "<f8")  # (count,)
+    beside = total = None
     for contribution in contributions:
         assert contribution.upload is not None  # of stage UPLOADED
         assert contribution.report is not None
         update = round_file(ctx.files, run.id, row.number, contribution.upload)
         with update.open("rb") as file:
-            file.seek(HEADER_BYTES)
+            integers = Header.parse(file.read(HEADER_BYTES)).integers
+            if total is None or beside is None:
+                dtype = kind.dtype if row.secure else "<f8"
+                beside, total = _read_sum(ctx, run, row, integers, count, dtype)
+            beside += read_integers(file, integers)
             if row.secure:
                 server.RunningSum(count, total, kind).add(file)
             else:
                 WeightedMean(count, total).add(file, int(contribution.report["samples"]))
+    if total is None or beside is None:
+        return
     after = sum_file(ctx, run, row, row.summed + len(contributions))
-    ctx.files.write(after, total.view(np.uint8).data)
+    ctx.files.require(beside.nbytes + total.nbytes)
+    with ctx.files.replacing(after) as written:
+        written.write(beside.view(np.uint8).data)
+        written.write(total.view(np.uint8).data)
 
 
-def _read_sum(ctx: Context, run: Run, row: Round, count: int, dtype: str) -> NDArray[Any]:
+def _read_sum(
+    ctx: Context, run: Run, row: Round, integers: int, count: int, dtype: str
+) -> tuple[NDArray[np.uint64], NDArray[Any]]:
+    """(integers,) and (count,): what was summed so far."""
+    beside = Kind.INTEGERS
     if row.summed == 0:
-        return np.zeros(count, dtype=dtype)
-    return np.fromfile(sum_file(ctx, run, row, row.summed), dtype=dtype)
+        return np.zeros(integers, dtype=beside.dtype), np.zeros(count, dtype=dtype)
+    file = sum_file(ctx, run, row, row.summed)
+    return (
+        np.fromfile(file, dtype=beside.dtype, count=integers),
+        np.fromfile(file, dtype=dtype, offset=beside.value_bytes * integers),
+    )
 
 
-def mean_update(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
-    """The weighted mean of the survivors' changes, float32 (values,).
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of local training, and of the received model on validation images, over the sites that show
+    none of their own."""
+
+    training: Scores
+    received: Scores
+
+
+def mean_update(
+    ctx: Context, session: Session, run: Run, row: Round
+) -> tuple[Vector, Figures | None]:
+    """The weighted mean of the survivors' changes, float32 (values,), and the figures beside it.
 
     Raises BelowThreshold or InconsistentRound where the masks cannot be removed.
     """
     count = secure.groups(run, row).size
     if not row.secure:
-        total = _read_sum(ctx, run, row, count, "<f8")
-        return WeightedMean(count, total, _samples(session, row)).result()
-    masked: NDArray[np.uint32] = _read_sum(ctx, run, row, count, "<u4")
+        _, total = _read_sum(ctx, run, row, 0, count, "<f8")
+        return WeightedMean(count, total, _samples(session, row)).result(), None
+    integers = beginning.integers(session, run, row)
+    masked: NDArray[np.uint32]
+    beside, masked = _read_sum(ctx, run, row, integers, count, "<u4")
     roster = secure.roster(session, run, row)
     outcome = secure.outcome(session, row, roster)
-    _unmask(ctx, session, row, roster, outcome, masked)
-    return server.mean(masked, roster, outcome, masked.view(np.float32))
+    _unmask(ctx, session, row, roster, outcome, masked, beside)
+    return server.mean(masked, roster, outcome, masked.view(np.float32)), _figures(beside)
+
+
+def _figures(total: sums.Sums) -> Figures | None:
+    """None where none were summed, or a site has added what cannot be: the model is as it is."""
+    if not len(total):
+        return None
+    try:
+        training, received = (_scores(part) for part in np.split(total, 2))
+    except sums.Contradictory as error:
+        log.warning("figures contradict themselves", detail=error.detail)
+        return None
+    return Figures(training, received)
+
+
+def _scores(total: sums.Sums) -> Scores:
+    found = sums.scores(total)
+    return Scores(samples=found.samples, loss=found.loss, accuracy=found.accuracy)
+
+
+def evaluations(ctx: Context, session: Session, run: Run, row: Round) -> dict[str, ModelEvaluation]:
+    """Of each model, over the sites that show none of their own. Raises as ``mean_update``, or
+    sums.Contradictory."""
+    count = secure.groups(run, row).size
+    total: sums.Sums
+    _, total = _read_sum(ctx, run, row, 0, count, "<u8")
+    roster = secure.roster(session, run, row)
+    _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), total)
+    names = [LAST, *(each.name for each in store.others(run))]
+    classes = len(store.proposal_of(run).model.classes)
+    scores = np.split(total[: sums.SCORES * len(names)], len(names))
+    counts = np.split(total[sums.SCORES * len(names) :], 2 * len(names))
+    return {
+        name: ModelEvaluation(
+            scores=_scores(scores[at]),
+            validation=sums.counts(counts[2 * at], classes),
+            test=sums.counts(counts[2 * at + 1], classes),
+        )
+        for at, name in enumerate(names)
+    }
 
 
 def quantisation(session: Session, run: Run, row: Round) -> dict[str, JsonValue]:
@@ -91,15 +168,22 @@ def quantisation(session: Session, run: Run, row: Round) -> dict[str, JsonValue]
 def statistics(ctx: Context, session: Session, run: Run, row: Round) -> Statistics:
     """What the sum of a measuring round says. Raises as ``mean_update``, or Contradictory."""
     card = store.proposal_of(run).model
-    sums: NDArray[np.uint64] = _read_sum(ctx, run, row, secure.groups(run, row).size, "<u8")
+    total: NDArray[np.uint64]
+    _, total = _read_sum(ctx, run, row, 0, secure.groups(run, row).size, "<u8")
     roster = secure.roster(session, run, row)
-    _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), sums)
+    _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), total)
     size = store.request_of(run).training.image_size
-    return Statistics.of(sums, len(card.classes), card.channels, size)
+    return Statistics.of(total, len(card.classes), card.channels, size)
 
 
 def _unmask(
-    ctx: Context, session: Session, row: Round, roster: Roster, outcome: Outcome, total: Words
+    ctx: Context,
+    session: Session,
+    row: Round,
+    roster: Roster,
+    outcome: Outcome,
+    total: Words,
+    beside: NDArray[np.uint64] | None = None,
 ) -> None:
     reveals = {
         contribution.node: ctx.secrets.open(
@@ -109,7 +193,10 @@ def _unmask(
         if contribution.reveal is not None
     }
     envelopes = secure.envelopes(session, row)
-    server.remove_masks(total, roster, outcome, server.recover(roster, envelopes, outcome, reveals))
+    recovered = server.recover(roster, envelopes, outcome, reveals)
+    server.remove_masks(total, roster, outcome, recovered)
+    if beside is not None and len(beside):
+        server.remove_masks_beside(beside, roster, outcome, recovered)
 
 
 def _samples(session: Session, row: Round) -> int:

@@ -49,11 +49,16 @@ def _facts(document: RunDocument) -> str:
         ("State", f"{run.state} {run.reason}"),
         ("Model", f"{run.model} version {run.version}{made}, {document.card.architecture}"),
         ("Sites", ", ".join(f"{site.node} ({site.samples} images)" for site in run.sites)),
+        ("Figures summed, not shown", _summed(document)),
         ("Rounds", f"{run.rounds_done} of {run.rounds}, aggregation {aggregation}"),
         ("Started", f"{run.created:%Y-%m-%d %H:%M} by {run.created_by}"),
         ("Software", ", ".join(f"{name} {text}" for name, text in document.software.items())),
     ]
     return _table("", ("", ""), facts)
+
+
+def _summed(document: RunDocument) -> str:
+    return ", ".join(site.node for site in document.run.sites if site.summed) or "of no site"
 
 
 def _course(document: RunDocument) -> Iterable[str]:
@@ -100,8 +105,9 @@ def _evaluation(document: RunDocument) -> Iterable[str]:
         for each in models:
             if each.model == document.chosen:
                 yield from _details(getattr(each.overall, part))
-        if len(models) > 1 or len(models[0].sites) > 1:
-            yield _across(models, part)
+        shown = {node for each in models for node, of in each.sites.items() if getattr(of, part)}
+        if shown and (len(models) > 1 or len(shown) > 1):
+            yield _across(models, part, sorted(shown))
 
 
 def _summary(models: Sequence[ModelFigures], part: str) -> str:
@@ -147,9 +153,8 @@ def _details(found: Figures) -> Iterable[str]:
     yield _image(plots.diagonal(points, "confidence", "accuracy"), "reliability")
 
 
-def _across(models: Sequence[ModelFigures], part: str) -> str:
-    """Each site's data against each model."""
-    sites = sorted({node for model in models for node in model.sites})
+def _across(models: Sequence[ModelFigures], part: str, sites: Sequence[str]) -> str:
+    """Each site's data against each model, of the sites that show their own."""
     values = [
         [
             found.accuracy.value if (found := getattr(model.sites.get(node), part, None)) else None

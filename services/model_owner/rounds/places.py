@@ -34,12 +34,14 @@ def measures(run: Run) -> bool:
     return run.statistics is None and store.proposal_of(run).statistics.wanted
 
 
-def of_measuring(ctx: Context, session: Session, run: Run) -> tuple[str, ...]:
-    """All sites that are there, whatever share of them a round of training asks."""
-    willing, away = _willing(session, run), _away(ctx, session, run)
-    present = tuple(node for node in willing if node not in away)
+def of_all(ctx: Context, session: Session, run: Run) -> tuple[str, ...]:
+    """All sites that are there, those too that train no more, whatever share of them a round of
+    training asks."""
+    accepted = tuple(row.node for row in store.sites(session, run.id) if row.state == "accepted")
+    away = _away(ctx, session, run)
+    present = tuple(node for node in accepted if node not in away)
     needed = store.proposal_of(run).measuring_threshold
-    return present if len(present) >= needed else tuple(willing)
+    return present if len(present) >= needed else accepted
 
 
 def enough(session: Session, run: Run) -> str | None:

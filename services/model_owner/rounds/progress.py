@@ -6,7 +6,7 @@ changes a run. Every function may be called again: it does what is still to be d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from sqlalchemy.orm import Session
@@ -15,12 +15,13 @@ from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
 from primia.prg import fresh_bytes
-from services.model_owner.rounds import places, secure, store
+from services.model_owner.rounds import beginning, places, secure, store
 from services.model_owner.rounds.domain import (
     ENDED,
     Abandon,
     Advance,
     Phase,
+    Purpose,
     RunState,
     Wait,
     following,
@@ -49,6 +50,8 @@ def _moved(ctx: Context, session: Session, run: Run) -> bool:
     if state == "running":
         return _phase(ctx, session, run)
     if state == "evaluating":
+        if store.present_round(session, run) is not None:
+            return _phase(ctx, session, run)
         _evaluate(ctx, session, run)
     return False
 
@@ -95,46 +98,73 @@ def _begin(ctx: Context, session: Session, run: Run, _verdict: Begin) -> bool:
         return True
     run.state = move_run(store.state_of(run), "running")
     store.record(session, run.id, ctx.clock.now(), "begun")
-    open_round(ctx, session, run, places.of_round(ctx, session, run))
+    _next_round(ctx, session, run)
     return True
+
+
+def _next_round(ctx: Context, session: Session, run: Run) -> None:
+    """The first one that comes to an end measures, if the run wants statistics."""
+    if places.measures(run):
+        open_round(ctx, session, run, places.of_all(ctx, session, run), "measure")
+    else:
+        open_round(ctx, session, run, places.of_round(ctx, session, run), "train")
 
 
 def go_on(ctx: Context, session: Session, run: Run) -> None:
     """The next round; or the evaluation, where all rounds are done or no more would help."""
+    if run.state == "evaluating":
+        _ask_evaluations(ctx, session, run)
+        return
     if run.done >= run.rounds:
         conclude(ctx, session, run)
         return
     reason = places.enough(session, run)
     if reason is not None:
         conclude(ctx, session, run, reason)
-    elif places.measures(run):
-        open_round(ctx, session, run, places.of_measuring(ctx, session, run))
     else:
-        open_round(ctx, session, run, places.of_round(ctx, session, run))
+        _next_round(ctx, session, run)
 
 
 def conclude(ctx: Context, session: Session, run: Run, reason: str = "") -> None:
     """Training is over: the sites evaluate."""
     run.state = move_run(store.state_of(run), "evaluating")
-    set_deadline(ctx, run, "train")
     if reason:
         store.record(session, run.id, ctx.clock.now(), "stopped_early", reason=reason)
     store.record(session, run.id, ctx.clock.now(), "evaluating")
+    _ask_evaluations(ctx, session, run)
 
 
-def open_round(ctx: Context, session: Session, run: Run, nodes: Sequence[str]) -> None:
-    """The round of the run's present number, with these nodes; the first one that comes to an end
-    measures, if the run wants statistics."""
+def _ask_evaluations(ctx: Context, session: Session, run: Run) -> None:
+    """Of every site by itself; or in a round, where sites show none of their own."""
+    if beginning.adding(session, run, "summed"):
+        open_round(ctx, session, run, places.of_all(ctx, session, run), "evaluate")
+    else:
+        set_deadline(ctx, run, "train")
+
+
+def settle_evaluations(session: Session, run: Run, row: Round) -> None:
+    """The round that evaluated is over, and no other follows: who has not answered will not."""
+    dropped = {each.node: each.dropped for each in store.contributions(session, row.id)}
+    for site in store.sites(session, run.id):
+        if site.state == "accepted" and site.evaluation is None and site.failed is None:
+            site.failed = dropped.get(site.node) or places.SILENT
+    run.number = row.number + 1
+
+
+def open_round(
+    ctx: Context, session: Session, run: Run, nodes: Sequence[str], purpose: Purpose
+) -> None:
+    """The round of the run's present number, with these nodes."""
     now = ctx.clock.now()
     proposal = store.proposal_of(run)
-    measures = places.measures(run)
+    counts = purpose != "train"
     row = Round(
         id=fresh_bytes(16).hex(),
         run=run.id,
         number=run.number,
-        purpose="measure" if measures else "train",
-        secure=run.secure or measures,
-        needed=proposal.measuring_threshold if measures else run.needed,
+        purpose=purpose,
+        secure=run.secure or counts,
+        needed=proposal.measuring_threshold if counts else run.needed,
         phase="training",
         started=now,
     )
@@ -142,9 +172,15 @@ def open_round(ctx: Context, session: Session, run: Run, nodes: Sequence[str]) -
     session.flush()
     session.add_all(Contribution(round=row.id, node=node) for node in nodes)
     set_deadline(ctx, run, "train")
-    phase = "measuring" if measures else "training"
-    store.record(session, run.id, now, "round", round=row.number, phase=phase)
+    store.record(session, run.id, now, "round", round=row.number, phase=_DOING[purpose])
     session.flush()
+
+
+_DOING: Mapping[Purpose, str] = {
+    "train": "training",
+    "measure": "measuring",
+    "evaluate": "evaluating",
+}
 
 
 def _phase(ctx: Context, session: Session, run: Run) -> bool:
@@ -221,6 +257,9 @@ def abandon(ctx: Context, session: Session, run: Run, row: Round, reason: str) -
     store.record(
         session, run.id, ctx.clock.now(), "abandoned", round=row.number, reason=said[:REASON]
     )
+    if run.repeats == 0 and row.purpose == "evaluate":  # the model is there, without figures
+        settle_evaluations(session, run, row)
+        return
     if run.repeats == 0:
         end(ctx, session, run, "failed", f"Round {row.number} was abandoned: {said}.")
         return

@@ -15,8 +15,8 @@ from primia.aggregation.terms import Groups, RoundId
 from primia.chassis.identity import Principal, decode_key
 from primia.errors import InvalidInput, MalformedMessage
 from primia.learning import statistics
-from primia.messages.rounds import TrainReport, round_terms
-from services.model_owner.rounds import store
+from primia.messages.rounds import TrainReport, terms_of
+from services.model_owner.rounds import beginning, store
 from services.model_owner.rounds.domain import Stage, at_least
 from services.model_owner.rounds.tables import Round, Run
 
@@ -24,8 +24,7 @@ from services.model_owner.rounds.tables import Round, Run
 def verifier(session: Session, run: Run, row: Round) -> Verify:
     """Signatures by the keys that were enrolled when the run was proposed, over what its nodes must
     agree on: the proposal and what the present round starts from."""
-    digest = "" if row.purpose == "measure" else run.weights_digest
-    terms = round_terms(store.proposal_of(run), digest, store.statistics_of(run))
+    terms = terms_of(store.proposal_of(run), beginning.of_round(session, run, row))
     keys = {
         row.node: Principal(name=row.node, role="data_node", public_key=row.public_key)
         for row in store.sites(session, run.id)
@@ -50,11 +49,13 @@ def groups(run: Run, row: Round) -> Groups:
     if row.purpose == "measure":
         card = store.proposal_of(run).model
         return Groups(statistics.length(len(card.classes), card.channels), 0)
+    if row.purpose == "evaluate":
+        return Groups(beginning.evaluation_length(run), 0)
     return Groups(run.parameters, run.buffers)
 
 
 def advertisements(session: Session, row: Round) -> dict[str, str]:
-    """Of all who trained, as they were sent."""
+    """Of all who have done what the round begins with, as they were sent."""
     return {
         contribution.node: contribution.report["advertisement"]
         for contribution in store.contributions(session, row.id)
@@ -97,6 +98,13 @@ def check_advertisement(
         groups(run, row),
         verifier(session, run, row),
     )
+
+
+def check_counting(session: Session, run: Run, row: Round, node: str, text: str) -> None:
+    """As ``check_advertisement``, of a round that sums integers alone."""
+    found = check_advertisement(session, run, row, node, text)
+    if (found.samples, found.exponents) != (1, (0, 0)):
+        raise InvalidInput("A round that sums integers weighs and scales nothing.")
 
 
 def check_report(session: Session, run: Run, row: Round, node: str, report: TrainReport) -> None:

@@ -122,7 +122,9 @@ def release(session: Session, run: str) -> None:
 
 def present_round(session: Session, run: Run) -> Round | None:
     """The round of the run's number; None before the first and after the last."""
-    return find_round(session, run.id, run.number) if run.state == "running" else None
+    if run.state not in ("running", "evaluating"):
+        return None
+    return find_round(session, run.id, run.number)
 
 
 def find_round(session: Session, run: str, number: int) -> Round | None:
@@ -237,8 +239,12 @@ def wanting_opening(session: Session, now: datetime) -> Sequence[str]:
 
 
 def wanting_finish(session: Session, now: datetime) -> Sequence[str]:
+    summing = select(Round.run).where(Round.phase.not_in(CLOSED))
     wanted = select(Run.id).where(
-        Run.state == "evaluating", Run.deadline.is_(None), _free(Run, now)
+        Run.state == "evaluating",
+        Run.deadline.is_(None),
+        Run.id.not_in(summing),
+        _free(Run, now),
     )
     return session.scalars(wanted).all()
 

@@ -30,7 +30,8 @@ class Run(LeaseMixin, Base):
     ``statistics`` (learning.statistics) once its measuring round is open.
 
     ``compared``: versions that are evaluated as well, ``course``: how stopping and selection stand
-    (course.Course), both as JSON.
+    (course.Course), both as JSON. ``evaluation``: model -> ModelEvaluation, the sum over the sites
+    that show none of their own.
     """
 
     __tablename__ = "runs"
@@ -57,6 +58,7 @@ class Run(LeaseMixin, Base):
     compared: Mapped[list[Any]] = mapped_column(JsonDocument, default=list)
     course: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
     statistics: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     deadline: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     cleaned: Mapped[bool] = mapped_column(default=False)
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -67,6 +69,7 @@ class Run(LeaseMixin, Base):
 class Site(Base):
     """A node in a run. ``engaged`` while the run may ask it for work: one run a node.
 
+    ``sums``: what it adds to sums, and among how many sites at least (Decision.summed, counted).
     ``answers``: item kind -> SHA-256 of the answer given. ``failed``: why it did not evaluate.
     ``stopped``: its own early stopping has ended training there. ``evaluation``: Scores of the
     final model, ``evaluations``: model -> ModelEvaluation.
@@ -91,6 +94,7 @@ class Site(Base):
     engaged: Mapped[bool] = mapped_column(default=True)
     samples: Mapped[int] = mapped_column(BigInteger, default=0)
     classes: Mapped[list[Any]] = mapped_column(JsonDocument, default=list)
+    sums: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     evaluations: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
     stopped: Mapped[bool] = mapped_column(default=False)
@@ -101,7 +105,8 @@ class Site(Base):
 
 class Round(LeaseMixin, Base):
     """``summed``: updates in the running sum, and the number in its file's name; ``needed``: sites
-    that must remain. A round that measures is secure whatever its run is."""
+    that must remain. A round that measures is secure whatever its run is. ``figures``: what the sum
+    of its sites' figures gave, ``training`` and ``received`` (Scores)."""
 
     __tablename__ = "rounds"
     __table_args__ = (UniqueConstraint("run", "number"),)
@@ -115,6 +120,7 @@ class Round(LeaseMixin, Base):
     phase: Mapped[str] = mapped_column(String(12), index=True)
     reason: Mapped[str] = mapped_column(String(REASON), default="")
     summed: Mapped[int] = mapped_column(default=0)
+    figures: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     started: Mapped[datetime] = mapped_column(UtcDateTime)
     ended: Mapped[datetime | None] = mapped_column(UtcDateTime)
 

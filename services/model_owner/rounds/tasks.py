@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
@@ -167,15 +168,27 @@ def open_round(ctx: Context, round_id: str) -> None:
             _opened(ctx, run, row, result, held)
 
 
-def _result(ctx: Context, session: Session, run: Run, row: Round) -> Written | Statistics:
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    model: Written
+    figures: opening.Figures | None
+
+
+_Evaluated = dict[str, ModelEvaluation]
+_Result = _Trained | Statistics | _Evaluated
+
+
+def _result(ctx: Context, session: Session, run: Run, row: Round) -> _Result:
+    if row.purpose == "evaluate":
+        return opening.evaluations(ctx, session, run, row)
     if row.purpose == "measure":
         found = opening.statistics(ctx, session, run, row)
         if store.proposal_of(run).statistics.class_weights:
             found.class_weights()  # refused here rather than at every site
         return found
-    update = opening.mean_update(ctx, session, run, row)
+    update, figures = opening.mean_update(ctx, session, run, row)
     with _full_disk_is_told(ctx, run.id):
-        return opening.write_model(ctx, session, run, update)
+        return _Trained(opening.write_model(ctx, session, run, update), figures)
 
 
 def _cannot_open(ctx: Context, run_id: str, round_id: str, reason: str, held: Held) -> None:
@@ -187,10 +200,8 @@ def _cannot_open(ctx: Context, run_id: str, round_id: str, reason: str, held: He
             progress.advance(ctx, session, run)
 
 
-def _opened(
-    ctx: Context, before: Run, row_before: Round, result: Written | Statistics, held: Held
-) -> None:
-    """One transaction makes the new model (or the statistics) the run's; then the old files go."""
+def _opened(ctx: Context, before: Run, row_before: Round, result: _Result, held: Held) -> None:
+    """One transaction makes what the round gave the run's; then the old files go."""
     with ctx.db.session() as session:
         run = store.find(session, before.id, lock=True)
         row = session.get_one(Round, row_before.id)
@@ -199,11 +210,15 @@ def _opened(
         opened = _record_opening(ctx, session, run, row, result)
         session.flush()
         if row.purpose == "train":
-            _measured(run, before, received_scores(store.contributions(session, row.id)))
+            received = received_scores(row, store.contributions(session, row.id))
+            _measured(run, before, received)
         progress.close(ctx, session, row, "done", "")
         now = ctx.clock.now()
         store.record(session, run.id, now, "opened", round=row.number, node=None, **opened)
-        progress.go_on(ctx, session, run)
+        if row.purpose == "evaluate":
+            progress.settle_evaluations(session, run, row)
+        else:
+            progress.go_on(ctx, session, run)
         progress.advance(ctx, session, run)
         kept = Course.model_validate(run.course).best
     log.info("round opened", run=run.id, round=row.number, purpose=row.purpose)
@@ -220,25 +235,33 @@ def _measured(run: Run, before: Run, received: Scores) -> None:
 
 
 def _record_opening(
-    ctx: Context, session: Session, run: Run, row: Round, result: Written | Statistics
+    ctx: Context, session: Session, run: Run, row: Round, result: _Result
 ) -> dict[str, JsonValue]:
     """The run with what the round gave; what its event says of it."""
     if isinstance(result, Statistics):
         run.statistics, run.number = result.model_dump(mode="json"), row.number + 1
         return {"images": result.images}
+    if not isinstance(result, _Trained):
+        run.evaluation = {name: each.model_dump(mode="json") for name, each in result.items()}
+        return result[LAST].scores.model_dump(mode="json")
+    if result.figures is not None:
+        row.figures = {
+            "training": result.figures.training.model_dump(mode="json"),
+            "received": result.figures.received.model_dump(mode="json"),
+        }
     exactness = opening.quantisation(session, run, row)  # while the run has the round's weights
     path = opening.model_file(ctx, run, row.number + 1)
     run.done, run.number = run.done + 1, row.number + 1
     run.weights = str(path.relative_to(ctx.files.root))
-    run.weights_digest, run.weights_bytes = result.digest, result.bytes
-    scores = training_scores(store.contributions(session, row.id)).model_dump(mode="json")
+    run.weights_digest, run.weights_bytes = result.model.digest, result.model.bytes
+    scores = training_scores(row, store.contributions(session, row.id)).model_dump(mode="json")
     return {**scores, **exactness}
 
 
 def _forget_round(ctx: Context, before: Run, row: Round, kept: Model | None) -> None:
     """All that is not needed any more; ``kept``: the best model so far."""
     shutil.rmtree(round_file(ctx.files, before.id, row.number, "x").parent, ignore_errors=True)
-    if row.purpose == "measure":  # the weights go on to the next round
+    if row.purpose != "train":  # the weights stay
         return
     earlier = Course.model_validate(before.course).best
     for path in {before.weights, *([earlier.path] if earlier else [])}:
@@ -257,7 +280,8 @@ def finish(ctx: Context, run_id: str) -> None:
         with ctx.db.reading() as session:
             run = store.find(session, run_id)
             sites = store.sites(session, run_id)
-        if run.state != "evaluating" or run.deadline is not None:
+            present = store.present_round(session, run)
+        if run.state != "evaluating" or run.deadline is not None or present is not None:
             return
         model = _chosen(run, sites)
         try:
@@ -275,8 +299,8 @@ def _chosen(run: Run, sites: Sequence[Site]) -> Model:
     """The last round's model, or the best one before it, by the sites' validation images."""
     best = Course.model_validate(run.course).best
     evaluations = [
-        {name: ModelEvaluation.model_validate(given) for name, given in site.evaluations.items()}
-        for site in sites
+        {name: ModelEvaluation.model_validate(given) for name, given in each.items()}
+        for each in (*(site.evaluations for site in sites), run.evaluation or {})
     ]
     if best is not None and choose(evaluations, store.request_of(run).selection) == BEST:
         return best
@@ -317,7 +341,7 @@ def _register(ctx: Context, session: Session, run: Run) -> None:
         run=run.id,
         normalisation=_normalisation(session, run),
     )
-    final = final_scores(store.sites(session, run.id))
+    final = final_scores(run, store.sites(session, run.id))
     registry.settle(
         row,
         digest=run.weights_digest,

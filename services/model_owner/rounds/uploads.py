@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import Request
+from sqlalchemy.orm import Session
 
 from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.wire import HEADER_BYTES, Header, Kind, chunks, read_header
@@ -16,7 +17,7 @@ from primia.chassis.files import Files
 from primia.prg import fresh_bytes
 from services.model_owner.registry import receive
 from services.model_owner.registry.receive import Received
-from services.model_owner.rounds import answers, secure, store
+from services.model_owner.rounds import answers, beginning, secure, store
 from services.model_owner.rounds.tables import Contribution, Round, Run
 
 
@@ -24,12 +25,13 @@ def round_file(files: Files, run: str, number: int, name: str) -> Path:
     return files.path("runs", run, str(number), name)
 
 
-def expected_header(run: Run, row: Round) -> Header:
-    return Header(kind_of(row), secure.round_id(run, row), secure.groups(run, row).size)
+def expected_header(session: Session, run: Run, row: Round) -> Header:
+    count, beside = secure.groups(run, row).size, beginning.integers(session, run, row)
+    return Header(kind_of(row), secure.round_id(run, row), count, beside)
 
 
 def kind_of(row: Round) -> Kind:
-    if row.purpose == "measure":
+    if row.purpose != "train":
         return Kind.INTEGERS
     return Kind.MASKED if row.secure else Kind.PLAIN
 
@@ -77,7 +79,7 @@ def _expected(ctx: Context, run_id: str, number: int, node: str) -> Header:
         given = session.get(Contribution, (row.id, node)) if row else None
         if row is None or given is None or "upload" not in given.answers:
             row = _seat_row(here, number)
-        return expected_header(here.run, row)
+        return expected_header(session, here.run, row)
 
 
 def _seat_row(here: answers.Place, number: int) -> Round:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from primia.messages.rounds import Scores
+from primia.messages.rounds import ModelEvaluation, Scores
 from primia.messages.runs import (
     RoundReport,
     RunEvent,
@@ -16,6 +17,7 @@ from primia.messages.runs import (
     SiteInRun,
 )
 from services.model_owner.rounds import store
+from services.model_owner.rounds.course import Course
 from services.model_owner.rounds.domain import Stage
 from services.model_owner.rounds.measures import Measure, weighted
 from services.model_owner.rounds.tables import Contribution, Event, Round, Run, Site
@@ -32,25 +34,39 @@ def _measure(scores: Scores) -> Measure:
     return Measure(scores.samples, scores.loss, scores.accuracy)
 
 
-def training_scores(rows: Sequence[Contribution]) -> Scores:
-    """Of local training, over the sites whose update is in the sum, or else all that trained."""
+def training_scores(of: Round, rows: Sequence[Contribution]) -> Scores:
+    """Of local training, over the sites whose update is in the sum, or else all that trained: those
+    that show their own, and the sum over those that do not."""
     counted = [row for row in rows if row.stage >= Stage.ABSORBED] or rows
-    return mean(
+    shown = [
         Measure(int(row.report["samples"]), row.report["loss"], row.report["accuracy"])
         for row in counted
         if row.report and "loss" in row.report
-    )
+    ]
+    summed = _summed(of, "training")
+    if summed.samples:
+        shown = [each for each in shown if each.loss is not None]
+    return mean([*shown, summed])
 
 
-def received_scores(rows: Sequence[Contribution]) -> Scores:
+def received_scores(of: Round, rows: Sequence[Contribution]) -> Scores:
     """Of the model that the round started from, over all sites that measured it."""
     measured = [row.report["received"] for row in rows if row.report and row.report.get("received")]
-    return mean(_measure(Scores.model_validate(scores)) for scores in measured)
+    shown = [_measure(Scores.model_validate(scores)) for scores in measured]
+    return mean([*shown, _summed(of, "received")])
 
 
-def final_scores(sites: Sequence[Site]) -> Scores | None:
+def _summed(of: Round, what: Literal["training", "received"]) -> Measure:
+    """Over the sites that show none of their own."""
+    return _measure(Scores.model_validate(of.figures[what]) if of.figures else NOTHING)
+
+
+def final_scores(run: Run, sites: Sequence[Site]) -> Scores | None:
     """Of the final model; None before any site has measured it."""
     measured = [Scores.model_validate(site.evaluation) for site in sites if site.evaluation]
+    summed = (run.evaluation or {}).get(Course.model_validate(run.course).chosen)
+    if summed is not None:
+        measured.append(ModelEvaluation.model_validate(summed).scores)
     return mean(_measure(scores) for scores in measured) if measured else None
 
 
@@ -79,7 +95,7 @@ def _summary(run: Run) -> dict[str, object]:
 
 def report(session: Session, run: Run) -> RunReport:
     sites = store.sites(session, run.id)
-    final = final_scores(sites)
+    final = final_scores(run, sites)
     return RunReport.model_validate(
         {
             **_summary(run),
@@ -88,7 +104,7 @@ def report(session: Session, run: Run) -> RunReport:
             "client_epsilon": _client_epsilon(run),
             "sites": tuple(_site(site) for site in sites),
             "final": final,
-            "reports": _rounds(session, run, final),
+            **_rounds(session, run, final),
         }
     )
 
@@ -104,22 +120,29 @@ def _site(site: Site) -> SiteInRun:
         state=store.site_state(site),
         reason=site.failed or site.reason,
         samples=site.samples,
+        summed="summed" in site.sums,
         final=Scores.model_validate(site.evaluation) if site.evaluation else None,
     )
 
 
-def _rounds(session: Session, run: Run, final: Scores | None) -> tuple[RoundReport, ...]:
+def _rounds(session: Session, run: Run, final: Scores | None) -> dict[str, tuple[RoundReport, ...]]:
     """What a round made is what the next one received, and the last one's is evaluated."""
     rows = store.rounds(session, run.id)
     contributions = store.contributions_of(session, run.id)
     reports: list[RoundReport] = []
     result = final
+    summing = [row for row in rows if row.purpose == "evaluate"]
     for row in reversed(rows):
+        if row in summing:
+            continue
         places = contributions.get(row.id, [])
         reports.append(_round(row, places, _made(row, result)))
         received = reports[-1].received
         result = received if received.samples else (None if row.phase == "done" else result)
-    return tuple(reversed(reports))
+    return {
+        "reports": tuple(reversed(reports)),
+        "evaluations": tuple(_round(row, contributions.get(row.id, []), None) for row in summing),
+    }
 
 
 def _made(row: Round, result: Scores | None) -> Scores | None:
@@ -134,8 +157,8 @@ def _round(row: Round, places: Sequence[Contribution], result: Scores | None) ->
         reason=row.reason,
         started=row.started,
         ended=row.ended,
-        training=training_scores(places),
-        received=received_scores(places),
+        training=training_scores(row, places),
+        received=received_scores(row, places),
         result=result,
         sites=tuple(_place(place) for place in places),
     )

@@ -17,12 +17,13 @@ model owner. Clients: the data nodes, which speak with the server only. Pure val
     masking     Mask · self_mask · pairwise_mask · apply_masks
     survivors   Outcome.of(roster, members, survivors) · Reveal
     state       NodeState.to_bytes() / from_bytes(data) · Phase · Step · TRANSITIONS
-    client      advertise -> share -> mask | mask_integers -> confirm -> reveal
-    opening     recover · remove_masks · unmask · mean
+    client      advertise -> share -> mask | mask_integers | mask_both -> confirm -> reveal
+    opening     recover · remove_masks · remove_masks_beside · unmask · mean
     server      check_advertisement · check_envelopes · inbox · RunningSum(count).add(payload) ·
                 check_confirmation · check_reveal · unmask · mean
     plain       WeightedMean(count).add(payload, samples) · result()
-    wire        Header(kind, round_id, count) · read_header(data, expected) · frame(header, vector)
+    wire        Header(kind, round_id, count, integers) · read_header(data, expected) ·
+                frame(header, vector, integers) · read_integers(file, count)
     errors      InvalidUpdate · BelowThreshold · InvalidSignature · InconsistentRound
 
 A round, with messages as bytes (n nodes, d values; sizes in bytes):

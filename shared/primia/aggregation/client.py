@@ -5,6 +5,7 @@ outbound one (Bonawitz et al., CCS 2017, figure 4).
     state, envelopes     = share(state, roster, verify)           {holder: envelope}
     state, vector        = mask(state, envelopes, update)         4 bytes a value, for wire.frame
                          or mask_integers(state, envelopes, values)    8 bytes a value
+                         or mask_both(state, envelopes, update, integers)
     state, signature     = confirm(state, survivors, sign)
     state, reveal        = reveal(state, survivors, confirmations, verify)
 
@@ -124,6 +125,30 @@ def mask(
     return state, vector
 
 
+def mask_both(
+    state: NodeState,
+    envelopes: Mapping[str, bytes],
+    update: NDArray[np.float32],
+    integers: NDArray[np.uint64],
+) -> tuple[NodeState, NDArray[np.uint32], NDArray[np.uint64]]:
+    """Round 2 of a round that sums integers beside the updates: (state, masked update, masked
+    integers). Both sums are over the same survivors and are opened by the same reveals.
+
+    Raises as ``mask`` and ``mask_integers`` do.
+    """
+    roster = _roster(state, Step.MASK)
+    check_update(update, roster.groups)
+    check_integers(integers, len(integers), len(roster.nodes))
+    state, members = _join(state, roster, envelopes, update, integers)
+    vector = np.empty(roster.groups.size, dtype="<u4")
+    samples = state.advertisement.samples
+    encode(update, roster.groups, roster.exponents, samples, roster.samples, vector)
+    apply_masks(vector, _masks(state, roster, members))
+    beside = integers.astype("<u8")
+    apply_masks(beside, (each.beside() for each in _masks(state, roster, members)))
+    return state, vector, beside
+
+
 def mask_integers(
     state: NodeState, envelopes: Mapping[str, bytes], values: NDArray[np.uint64]
 ) -> tuple[NodeState, NDArray[np.uint64]]:
@@ -143,12 +168,12 @@ def _join(
     state: NodeState,
     roster: Roster,
     envelopes: Mapping[str, bytes],
-    values: NDArray[np.float32] | NDArray[np.uint64],
+    *values: NDArray[np.float32] | NDArray[np.uint64],
 ) -> tuple[NodeState, tuple[str, ...]]:
     """The state once the envelopes are opened, and the members to mask with."""
     members = roster.subset(envelopes, "nodes shared their keys")
     _check_presence(state, members, "members")
-    request = _digest_of_mask(members, envelopes, values)
+    request = _digest_of_mask(members, envelopes, *values)
     phase = state.advance(Step.MASK, request)
     holdings = {
         dealer: unseal(state.secrets, roster, dealer, state.node, envelopes[dealer])
@@ -244,11 +269,12 @@ def _masks(state: NodeState, roster: Roster, members: Iterable[str]) -> Iterable
 def _digest_of_mask(
     members: Iterable[str],
     envelopes: Mapping[str, bytes],
-    values: NDArray[np.float32] | NDArray[np.uint64],
+    *values: NDArray[np.float32] | NDArray[np.uint64],
 ) -> bytes:
     writer = Writer()
     for dealer in members:
         writer.text(dealer).blob(envelopes[dealer])
     digest = sha256(writer.take())
-    digest.update(values.view(np.uint8).data)
+    for each in values:
+        digest.update(each.view(np.uint8).data)
     return digest.digest()

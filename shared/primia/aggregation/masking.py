@@ -7,7 +7,8 @@ Bonawitz et al. (CCS 2017), section 5: node i sends
 with s_ij agreed by X25519 and b_i the node's self mask. Every seed and stream label is bound to
 the round's roster, which contains run and round: no stretch of mask is ever used twice.
 One AES-CTR stream a mask, added in chunks of 1 MiB. Exact integers (``integers``) are masked in the
-same way modulo 2^64, with 8 bytes of the stream a value.
+same way modulo 2^64, with 8 bytes of the stream a value; those that travel beside an update, with a
+stream of their own from the same seed: what opens one of the two sums opens both.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Mask:
 
     def inverse(self) -> Mask:
         return Mask(self.seed, self.label, not self.negative)
+
+    def beside(self) -> Mask:
+        """For the integers that travel beside the vector."""
+        return Mask(self.seed, f"{self.label}/beside", self.negative)
 
 
 def self_mask(seed: Seed, roster: Roster) -> Mask:

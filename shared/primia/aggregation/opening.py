@@ -98,6 +98,13 @@ def remove_masks(total: Words, roster: Roster, outcome: Outcome, recovered: Reco
     apply_masks(total, _remaining(roster, outcome, recovered))
 
 
+def remove_masks_beside(
+    integers: NDArray[np.uint64], roster: Roster, outcome: Outcome, recovered: Recovered
+) -> None:
+    """The same from the survivors' sum of the integers that travelled beside their updates."""
+    apply_masks(integers, (each.beside() for each in _remaining(roster, outcome, recovered)))
+
+
 def unmask(
     total: Masked,
     roster: Roster,

@@ -23,7 +23,15 @@ from primia.aggregation.envelopes import Envelope
 from primia.aggregation.errors import InconsistentRound, InvalidSignature
 from primia.aggregation.keys import Advertisement, Verify
 from primia.aggregation.masking import Words
-from primia.aggregation.opening import Envelopes, check_reveal, mean, recover, remove_masks, unmask
+from primia.aggregation.opening import (
+    Envelopes,
+    check_reveal,
+    mean,
+    recover,
+    remove_masks,
+    remove_masks_beside,
+    unmask,
+)
 from primia.aggregation.roster import Roster, check_signature
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import MAX_VALUES, Groups, RoundId
@@ -43,6 +51,7 @@ __all__ = [
     "mean",
     "recover",
     "remove_masks",
+    "remove_masks_beside",
     "unmask",
 ]
 

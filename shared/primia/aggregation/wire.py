@@ -1,6 +1,8 @@
 """The update on the wire: a header of 36 bytes, then 4 little-endian bytes a value (8 of integers).
 
-    magic "PGU1" | kind u8 | reserved u8 = 0 | reserved u16 = 0 | run 16 | round u32 | count u64
+    magic "PGU1" | kind u8 | reserved u8 = 0 | integers u16 | run 16 | round u32 | count u64
+
+A masked update may carry exact integers masked in Z_2^64, 8 bytes each, before its values.
 
 An API reads the header from the first bytes of a body, compares it with what it waits for, and
 streams the payload to disk or into a sum without holding it.
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,22 +58,27 @@ Payload = bytes | bytearray | memoryview | NDArray[Any] | Readable
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a frame carries: ``count`` values of the kind's type."""
+    """What a frame carries: ``count`` values of the kind's type, behind so many integers."""
 
     kind: Kind
     round_id: RoundId
     count: int
+    integers: int = 0
+
+    @property
+    def integer_bytes(self) -> int:
+        return Kind.INTEGERS.value_bytes * self.integers
 
     @property
     def payload_bytes(self) -> int:
-        return self.kind.value_bytes * self.count
+        return self.integer_bytes + self.kind.value_bytes * self.count
 
     @property
     def frame_bytes(self) -> int:
         return HEADER_BYTES + self.payload_bytes
 
     def to_bytes(self) -> bytes:
-        writer = Writer().raw(_MAGIC).u8(self.kind).u8(0).u16(0)
+        writer = Writer().raw(_MAGIC).u8(self.kind).u8(0).u16(self.integers)
         return self.round_id.write(writer).u64(self.count).take()
 
     @classmethod
@@ -82,11 +89,14 @@ class Header:
         kind = reader.u8()
         if kind not in list(Kind):
             raise MalformedMessage(f"An update of kind {kind} is not known.")
-        reader.expect(bytes(3), "an update of this version")
-        header = cls(Kind(kind), RoundId.read(reader), reader.u64())
+        reader.expect(bytes(1), "an update of this version")
+        integers = reader.u16()
+        header = cls(Kind(kind), RoundId.read(reader), reader.u64(), integers)
         reader.finish()
         if not 1 <= header.count <= MAX_VALUES:
             raise MalformedMessage(f"An update of {header.count} values is not accepted.")
+        if header.integers and header.kind is not Kind.MASKED:
+            raise MalformedMessage("Only a masked update carries integers beside its values.")
         return header
 
     def check(self, expected: Header) -> None:
@@ -96,6 +106,7 @@ class Header:
             ("run", self.round_id.run.hex(), expected.round_id.run.hex()),
             ("round", self.round_id.number, expected.round_id.number),
             ("number of values", self.count, expected.count),
+            ("number of integers", self.integers, expected.integers),
         )
         for name, found, wanted in pairs:
             if found != wanted:
@@ -111,21 +122,37 @@ def read_header(data: bytes | memoryview, expected: Header) -> Header:
     return header
 
 
-def frame(header: Header, vector: NDArray[Any]) -> Iterator[bytes]:
+def frame(
+    header: Header, vector: NDArray[Any], integers: NDArray[np.uint64] | None = None
+) -> Iterator[bytes]:
     """The frame in pieces of at most 2 MiB, for a streaming upload."""
     if vector.shape != (header.count,) or vector.dtype != np.dtype(header.kind.dtype):
         raise ValueError(f"{vector.dtype} {vector.shape} is not what the header announces")
+    if (0 if integers is None else len(integers)) != header.integers:
+        raise ValueError(f"the header announces {header.integers} integers")
     yield header.to_bytes()
+    if integers is not None:
+        yield integers.astype("<u8").tobytes()
     for start in range(0, header.count, _CHUNK):
         yield vector[start : start + _CHUNK].tobytes()
 
 
 def parse_frame(data: bytes | memoryview, expected: Header) -> NDArray[Any]:
-    """The vector of a whole frame in memory, without a copy."""
+    """The vector of a whole frame in memory, without a copy and without its integers."""
     header = read_header(data, expected)
     payload = memoryview(data)[HEADER_BYTES:]
     _check_size(len(payload), header.payload_bytes)
-    return np.frombuffer(payload, dtype=header.kind.dtype)
+    return np.frombuffer(payload[header.integer_bytes :], dtype=header.kind.dtype)
+
+
+def read_integers(file: BinaryIO, count: int) -> NDArray[np.uint64]:
+    """The integers of a frame, of a file positioned behind the header; then it is at the values.
+
+    Raises ``MalformedMessage`` where it ends early.
+    """
+    data = file.read(Kind.INTEGERS.value_bytes * count)
+    _check_size(len(data), Kind.INTEGERS.value_bytes * count)
+    return np.frombuffer(data, dtype=Kind.INTEGERS.dtype)
 
 
 def chunks(payload: Payload, count: int, dtype: str) -> Iterator[tuple[slice, NDArray[Any]]]:

@@ -191,13 +191,14 @@ def tables(found: RunReport) -> Group:
     title = f"Run {found.id} of {found.model} v{found.version} ({secure}) – {state}"
     columns = ("round", "site", "images", "loss", "accuracy", "seconds", "up", "down", "")
     lines: list[tuple[object, ...]] = []
+    summed = {site.node for site in found.sites if site.summed}
     for r in found.reports:
         lines += [
             (
                 r.number,
                 s.node,
                 s.samples,
-                output.number(s.loss),
+                "summed" if s.loss is None and s.node in summed else output.number(s.loss),
                 output.percent(s.accuracy),
                 output.number(s.seconds, 1),
                 output.size(s.bytes_up),

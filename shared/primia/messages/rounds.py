@@ -14,7 +14,8 @@ idempotent: the same body again is accepted, another body for an answered item i
     confirm      PUT /rounds/{run}/{round}/confirmation       (secure aggregation only)
     unmask       PUT /rounds/{run}/{round}/shares             (secure aggregation only)
     evaluate     GET /rounds/{run}/{round}/weights, GET /rounds/{run}/models/{name} for each other
-                 model, then PUT /rounds/{run}/evaluation
+                 model, then PUT /rounds/{run}/{round}/evaluated where figures are summed,
+                 PUT /rounds/{run}/evaluation where they are not
     stop         PUT /rounds/{run}/acknowledgement            (run ended, cancelled or failed)
     any          PUT /rounds/{run}/failure                    (this site cannot go on)
 
@@ -23,15 +24,21 @@ the number after the last round. A number is never asked for twice with other ke
 too few nodes could finish is abandoned and tried again, from the same weights, under the next one.
 A round that begins with ``measure`` sums integers (the sites' statistics) instead of changes and is
 always secure; what it opened comes with every later ``train`` and ``evaluate``.
+
+Figures (losses, accuracies, counts of predictions) of sites that show none of their own travel
+under the same masks: beside the update in a round that trains, and in a last round, which begins
+with ``evaluate`` and sums integers alone. ``summed`` names the sites that add theirs, all of which
+have said so in review; every signature of the round covers it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from primia.aggregation.terms import MIN_NODES, default_threshold
 from primia.evaluation.counts import Counts
@@ -237,19 +244,28 @@ class Proposal(Message):
         return self
 
     @property
+    def sums_figures(self) -> bool:
+        """Whether sites may add figures to the run's sums. Central privacy covers no exact sums."""
+        return self.secure and self.privacy.central is None
+
+    @property
     def measuring_threshold(self) -> int:
-        """Of the round that sums statistics: over all sites, and secure also where the run is
-        not."""
+        """Of a round that sums statistics or evaluations: over all sites, and secure also where the
+        run is not."""
         if self.secure and self.sites_per_round is None:
             return self.threshold
         return max(MIN_NODES, default_threshold(len(self.nodes)))
 
 
 def round_terms(
-    proposal: Proposal, weights_digest: str, statistics: Statistics | None = None
+    proposal: Proposal,
+    weights_digest: str,
+    statistics: Statistics | None = None,
+    agreed: Mapping[str, JsonValue] | None = None,
 ) -> bytes:
     """32 bytes that every signature of a secure round covers: the whole proposal, and the digest of
-    the weights that the round starts from (none where it measures), and the statistics it uses.
+    the weights that the round starts from (none where it measures), the statistics it uses, and
+    what else its sites must agree on, if anything.
 
     An owner that gave one site another model or other settings than the rest could make the others'
     updates vanish and read that site's from the sum (Pasquini et al., Eluding Secure Aggregation in
@@ -258,6 +274,8 @@ def round_terms(
     document = json.dumps(proposal.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     known = "" if statistics is None else statistics.model_dump_json()
     text = f"primia/rounds/terms/2\0{weights_digest}\0{known}\0{document}"
+    if agreed:
+        text += "\0" + json.dumps(agreed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -280,15 +298,21 @@ class Measure(_RoundItem):
     kind: Literal["measure"] = "measure"
 
 
+Least = Annotated[int, Field(ge=MIN_NODES, le=MAX_NODES)]
+Summed = Annotated[dict[Name, Least], Field(max_length=MAX_NODES)]
+"""Site -> the least number of sites among which its figures must be in any sum that is opened."""
+
+
 class Train(_RoundItem):
     """``done``: rounds whose result is in the weights; schedules go by it. ``statistics``: of all
-    sites, where the run has them measured."""
+    sites, where the run has them measured. ``summed``: whose losses and accuracies are added up."""
 
     kind: Literal["train"] = "train"
     done: int = Field(default=0, ge=0, le=MAX_ROUNDS)
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
     statistics: Statistics | None = None
+    summed: Summed = Field(default={})
 
 
 class ShareKeys(_RoundItem):
@@ -327,11 +351,20 @@ class Candidate(Message):
 
 
 class Evaluate(_RoundItem):
+    """``summed``: whose scores are added up, ``counted``: whose counts of predictions as well; none
+    where nothing is, and then the answer is no round's."""
+
     kind: Literal["evaluate"] = "evaluate"
     weights_digest: Digest
     weights_bytes: int = Field(ge=1, le=2**34)
     others: tuple[Candidate, ...] = Field(default=(), max_length=MAX_COMPARED + 1)
     statistics: Statistics | None = None
+    summed: Summed = Field(default={})
+    counted: Summed = Field(default={})
+
+    @property
+    def models(self) -> int:
+        return 1 + len(self.others)
 
 
 class Stop(_Item):
@@ -347,13 +380,33 @@ WorkItem = Annotated[
 WORK_ITEM: TypeAdapter[WorkItem] = TypeAdapter(WorkItem)
 
 
+Beginning = Train | Measure | Evaluate
+
+
+def terms_of(proposal: Proposal, item: Beginning) -> bytes:
+    """``round_terms`` of the round that begins with this item, the same item at all its sites."""
+    if isinstance(item, Measure):
+        return round_terms(proposal, "")
+    agreed: dict[str, JsonValue] = {}
+    if item.summed:
+        agreed["summed"] = dict(item.summed)
+    if isinstance(item, Evaluate):
+        agreed["counted"] = dict(item.counted)
+        agreed["others"] = {each.name: each.weights_digest for each in item.others}
+    return round_terms(proposal, item.weights_digest, item.statistics, agreed)
+
+
 class Decision(Message):
-    """``samples`` and ``classes`` of the data set that the node will train on (if accepted)."""
+    """``samples`` and ``classes`` of the data set that the node will train on (if accepted).
+    ``summed``, ``counted``: the site adds its scores, and its counts of predictions, to sums in
+    which at least so many sites' are, and shows none of its own; null: it adds none."""
 
     accepted: bool
     reason: str = Field(default="", max_length=2000)
     samples: int = Field(default=0, ge=0, le=2**31)
     classes: tuple[Label, ...] = Field(default=(), max_length=1000)
+    summed: int | None = Field(default=None, ge=MIN_NODES, le=MAX_NODES)
+    counted: int | None = Field(default=None, ge=MIN_NODES, le=MAX_NODES)
 
 
 class Scores(Message):
@@ -414,6 +467,14 @@ class Evaluation(ModelEvaluation):
     """The final model; ``others``: the other models asked for, by name."""
 
     others: dict[Name, ModelEvaluation] = Field(default={}, max_length=MAX_COMPARED + 1)
+
+
+class EvaluationReport(Message):
+    """A site has evaluated and is ready to sum: what it shows of its own, and its keys for this
+    round."""
+
+    evaluation: Evaluation
+    advertisement: Base64Url
 
 
 class Failure(Message):

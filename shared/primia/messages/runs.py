@@ -17,12 +17,14 @@ ENDED: frozenset[RunState] = frozenset({"finished", "failed", "cancelled"})
 
 
 class SiteInRun(Message):
-    """``samples`` as the site stated them in review; ``final``: the final model on its images."""
+    """``samples`` as the site stated them in review; ``final``: the final model on its images;
+    ``summed``: it shows no figures of its own and adds them to the run's."""
 
     node: Name
     state: Literal["invited", "accepted", "refused", "silent"]
     reason: str = ""
     samples: int = 0
+    summed: bool = False
     final: Scores | None = None
 
 
@@ -48,7 +50,7 @@ class RoundReport(Message):
     """Means over sites are weighted by samples; ``result``: the model that the round made."""
 
     number: int
-    purpose: Literal["train", "measure"] = "train"
+    purpose: Literal["train", "measure", "evaluate"] = "train"
     phase: str
     reason: str = ""
     started: datetime
@@ -89,6 +91,9 @@ class RunReport(RunSummary):
     sites: tuple[SiteInRun, ...]
     final: Scores | None = None
     reports: tuple[RoundReport, ...] = ()
+    evaluations: tuple[RoundReport, ...] = Field(
+        default=(), description="the rounds in which the sites' evaluations were summed"
+    )
 
 
 class PartFigures(Message):

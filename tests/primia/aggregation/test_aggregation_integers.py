@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,9 @@ from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import Groups
 from primia.aggregation.wire import Header, Kind, frame, parse_frame
+from primia.errors import UnexpectedMessage
 from primia.prg import Seed
-from tests.primia.aggregation.federation import FIRST, identity, names, verify
+from tests.primia.aggregation.federation import FIRST, Federation, identity, names, verify
 
 COUNT = 9
 
@@ -86,3 +89,59 @@ def test_values_that_could_overflow_are_refused() -> None:
     ):
         with pytest.raises(InvalidUpdate):
             client.mask_integers(states["site-00"], inbox, bad)
+
+
+@pytest.mark.parametrize("lost", [(), ("site-02",)], ids=["all", "one lost"])
+def test_integers_beside_updates_are_opened_by_the_same_reveals(lost: tuple[str, ...]) -> None:
+    federation = Federation.of(4).advertise().share()
+    survivors = tuple(node for node in federation.nodes if node not in lost)
+    states, vectors, beside = dict(federation.states), {}, np.zeros(COUNT, dtype=np.uint64)
+    for node in survivors:
+        arguments = (federation.inbox(node), federation.updates[node], values(node))
+        states[node], vectors[node], masked = client.mask_both(states[node], *arguments)
+        again, *same = client.mask_both(states[node], *arguments)
+        assert again == states[node]
+        assert np.array_equal(same[0], vectors[node])
+        assert np.array_equal(same[1], masked)
+        assert not (masked == values(node)).any()
+        beside += masked
+    federation = replace(federation, states=states, vectors=vectors).confirm().reveal()
+    np.testing.assert_allclose(federation.open(), federation.expected(), atol=1e-6)
+    roster, outcome = federation.roster, federation.outcome
+    recovered = server.recover(roster, federation.envelopes, outcome, federation.reveals)
+    server.remove_masks_beside(beside, roster, outcome, recovered)
+    exact = [sum(int(values(node)[i]) for node in survivors) for i in range(COUNT)]
+    assert [int(value) for value in beside] == exact
+
+
+def test_other_integers_beside_the_same_update_are_refused() -> None:
+    """Two vectors under one mask would tell their difference."""
+    federation = Federation.of(3).advertise().share()
+    node = federation.nodes[0]
+    inbox, update = federation.inbox(node), federation.updates[node]
+    state, _, _ = client.mask_both(federation.states[node], inbox, update, values(node))
+    with pytest.raises(UnexpectedMessage, match="answered another mask"):
+        client.mask_both(state, inbox, update, values(node) // np.uint64(2))
+    with pytest.raises(UnexpectedMessage, match="answered another mask"):
+        client.mask(state, inbox, update)
+
+
+def test_the_masks_beside_an_update_are_streams_of_their_own() -> None:
+    federation = Federation.of(3).advertise().share()
+    node = federation.nodes[0]
+    nothing = np.zeros(federation.groups.size, dtype=np.float32)
+    zeros = np.zeros(federation.groups.size // 2, dtype=np.uint64)
+    _, vector, beside = client.mask_both(
+        federation.states[node], federation.inbox(node), nothing, zeros
+    )
+    assert not (vector[: 2 * len(beside)] == beside.view(np.uint32)).any()
+
+
+def test_integers_beside_an_update_that_could_overflow_are_refused() -> None:
+    federation = Federation.of(3).advertise().share()
+    node = federation.nodes[0]
+    large = np.array([0, largest_integer(3) + 1], dtype=np.uint64)
+    with pytest.raises(InvalidUpdate, match="index 1 is too large"):
+        client.mask_both(
+            federation.states[node], federation.inbox(node), federation.updates[node], large
+        )

@@ -22,6 +22,7 @@ from primia.aggregation.wire import (
     frame,
     parse_frame,
     read_header,
+    read_integers,
 )
 from primia.errors import InvalidInput, MalformedMessage, UnexpectedMessage
 
@@ -82,8 +83,9 @@ def test_a_vector_that_the_header_does_not_announce_is_refused(vector: Any) -> N
         ({"round_id": RoundId(bytes(16), 7)}, "run is 000102"),
         ({"round_id": RoundId(ROUND.run, 8)}, "round is 7; 8"),
         ({"count": 6}, "number of values is 5; 6"),
+        ({"integers": 2}, "number of integers is 0; 2"),
     ],
-    ids=["kind", "run", "round", "count"],
+    ids=["kind", "run", "round", "count", "integers"],
 )
 def test_a_header_other_than_expected_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(UnexpectedMessage, match=named):
@@ -92,14 +94,40 @@ def test_a_header_other_than_expected_is_named(change: dict[str, Any], named: st
 
 @pytest.mark.parametrize(
     ("at", "value"),
-    [(0, 0), (3, 0x32), (4, 0), (4, 4), (5, 1), (6, 1), (7, 1)],
-    ids=["magic", "version", "kind 0", "kind 4", "reserved", "reserved", "reserved"],
+    [(0, 0), (3, 0x32), (4, 0), (4, 4), (5, 1)],
+    ids=["magic", "version", "kind 0", "kind 4", "reserved"],
 )
 def test_frozen_bad_headers(at: int, value: int) -> None:
     data = bytearray(HEADER.to_bytes())
     data[at] = value
     with pytest.raises(MalformedMessage):
         read_header(bytes(data), HEADER)
+
+
+@pytest.mark.parametrize("kind", [Kind.PLAIN, Kind.INTEGERS])
+@pytest.mark.parametrize("at", [6, 7])
+def test_only_a_masked_update_carries_integers(kind: Kind, at: int) -> None:
+    header = Header(kind, ROUND, 5)
+    data = bytearray(header.to_bytes())
+    data[at] = 1
+    with pytest.raises(MalformedMessage, match="Only a masked update"):
+        read_header(bytes(data), header)
+
+
+def test_integers_lie_between_header_and_values() -> None:
+    header = Header(Kind.MASKED, ROUND, 5, integers=2)
+    integers = np.array([1, 2**63], dtype=np.uint64)
+    data = b"".join(frame(header, VECTOR, integers))
+    assert data[6:8] == b"\x02\x00"
+    assert len(data) == header.frame_bytes == 36 + 2 * 8 + 5 * 4
+    assert np.array_equal(parse_frame(data, header), VECTOR)
+    file = io.BytesIO(data[HEADER_BYTES:])
+    assert np.array_equal(read_integers(file, 2), integers)
+    assert file.read() == VECTOR.tobytes()
+    with pytest.raises(MalformedMessage, match="payload has 3 bytes; 16"):
+        read_integers(io.BytesIO(data[-3:]), 2)
+    with pytest.raises(ValueError, match="announces 2 integers"):
+        list(frame(header, VECTOR))
 
 
 @pytest.mark.parametrize("count", [0, 2**31 + 1, 2**64 - 1])

@@ -72,7 +72,9 @@ def test_approving_tells_the_owner_samples_and_classes(grid, alice: TestClient):
     assert answer.status_code == 200
     assert (answer.json()["state"], answer.json()["dataset"]) == ("active", "chest")
     assert answer.json()["decided_by"] == "alice"
-    assert told(grid) == messages.Decision(accepted=True, samples=16, classes=("normal", "viral"))
+    assert told(grid) == messages.Decision(
+        accepted=True, samples=16, classes=("normal", "viral"), summed=2
+    )
     assert alice.delete("/datasets/chest").status_code == 409
 
 

@@ -204,8 +204,9 @@ def test_an_update_out_of_proportion_costs_its_own_place_alone(owner, sites):  #
 
 def test_a_site_that_does_not_consent_shows_no_score(owner, sites):  # noqa: F811
     model_owner, _ = owner
+    limited(sites, share_scores="own")
     hidden = sites[0]
-    hidden.settings = hidden.settings.model_copy(update={"share_scores": False})
+    limited([hidden], share_scores="none")
     run = model_owner.start(training=TRAINING)
     play(model_owner, sites)
     shown = model_owner.show(run)

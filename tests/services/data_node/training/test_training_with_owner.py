@@ -171,7 +171,8 @@ def test_statistics_are_given_once_a_run(owner, sites):
 def test_a_run_is_reported_with_figures_and_repeated_from_its_report(owner, sites):
     model_owner, _ = owner
     for node in sites:
-        node.settings = node.settings.model_copy(update={"statistics_minimum": 1})
+        update = {"statistics_minimum": 1, "share_scores": "own"}
+        node.settings = node.settings.model_copy(update=update)
     training = {"image_size": 16, "batches": 2, "batch_size": 4, "test_fraction": 0.3}
     run = model_owner.start(rounds=2, training=training, selection="best_loss", compare=[1])
     play(model_owner, sites)
