@@ -120,12 +120,14 @@ def plot(ctx: Ctx, study: Id, kind: Literal["history", "importance"]) -> Respons
     "/{study}/trials", status_code=202, summary="More trials", responses=responses(404, 409, 422)
 )
 def extend(ctx: Ctx, study: Id, more: MoreTrials) -> StudySummary:
-    """A study that has finished or failed goes on; all its trials count."""
+    """A study that has finished or failed goes on; all its trials count, but those that failed
+    before do not end it again."""
     with ctx.db.session() as session:
         row = store.find(session, study, lock=True)
         if row.state != "running":
             row.state = domain.move(store.state_of(row), "running")
             row.reason, row.ended = "", None
+            row.continued = len(store.trials(session, study))
         row.trials += more.trials
         ctx.jobs.enqueue_after(session, "studies.advance", row.id)
         return store.summary(row, store.trials(session, study))

@@ -31,7 +31,7 @@ def advance(ctx: Context, session: Session, study: Study) -> None:
     for row in rows:
         if row.state == "running":
             _look(ctx, session, study, rows, row)
-    if domain.is_hopeless([row.state for row in rows]):
+    if domain.is_hopeless([row.state for row in rows], study.continued):
         end(ctx, session, study, "failed", f"No trial succeeds: {rows[-1].reason}")
         return
     _start_next(ctx, session, study, rows)

@@ -89,6 +89,8 @@ def _put(document: dict[str, Any], path: str, value: JsonValue) -> None:
     place[name] = value
 
 
-def is_hopeless(states: Sequence[str]) -> bool:
+def is_hopeless(states: Sequence[str], continued: int = 0) -> bool:
+    """``continued``: trials there were when somebody had the study go on, with a fresh chance."""
     ended = [state for state in states if state != "running"]
-    return len(ended) >= HOPELESS and all(state == "failed" for state in ended)
+    fresh = [state for state in states[continued:] if state != "running"]
+    return len(fresh) >= HOPELESS and all(state == "failed" for state in ended)

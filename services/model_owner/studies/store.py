@@ -26,7 +26,7 @@ REASON = 2000
 
 
 class Study(LeaseMixin, Base):
-    """``trials``: how many are wanted."""
+    """``trials``: how many are wanted; ``continued``: how many there were when it last went on."""
 
     __tablename__ = "studies"
 
@@ -35,6 +35,7 @@ class Study(LeaseMixin, Base):
     reason: Mapped[str] = mapped_column(String(REASON), default="")
     request: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
     trials: Mapped[int]
+    continued: Mapped[int] = mapped_column(default=0)
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     created_by: Mapped[str] = mapped_column(String(64))
     ended: Mapped[datetime | None] = mapped_column(UtcDateTime)

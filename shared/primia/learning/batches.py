@@ -42,7 +42,7 @@ class Tally:
 
 
 def batches_an_epoch(samples: int, batch_size: int) -> int:
-    """A single image left over is no batch: BatchNorm has no statistics of one."""
+    """A single image left over is no batch: BatchNorm has no statistics of one (see ``order``)."""
     whole, rest = divmod(samples, batch_size)
     return whole + (rest >= 2)
 
@@ -54,14 +54,20 @@ def batch_count(samples: int, config: TrainingConfig) -> int:
     return config.passes * batches_an_epoch(samples, config.batch_size)
 
 
-def order(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
-    """Batches of row numbers, one freshly drawn order after another, without end."""
+def order(
+    samples: int, batch_size: int, generator: torch.Generator, *, all_images: bool = False
+) -> Iterator[NDArray[np.int64]]:
+    """Batches of row numbers, one freshly drawn order after another, without end.
+
+    A single image left over is left out; with ``all_images`` it joins the batch before it.
+    """
     while True:
         rows = torch.randperm(samples, generator=generator).numpy()
-        for start in range(0, samples, batch_size):
-            index = rows[start : start + batch_size]
-            if len(index) >= 2:
-                yield index
+        count = batches_an_epoch(samples, batch_size)
+        for number in range(count):
+            last = all_images and number == count - 1
+            stop = samples if last else (number + 1) * batch_size
+            yield rows[number * batch_size : stop]
 
 
 class Stepper:

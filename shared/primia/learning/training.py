@@ -171,7 +171,8 @@ def train_locally(
     may restore the incoming weights too (in a secure sum no change at all would hide nobody). After
     the last batch BatchNorm's running statistics are measured anew with the final weights
     (``measure_statistics``). A single image
-    left over at the end of an epoch is left out: BatchNorm has no statistics of one. Raises
+    left over at the end of an epoch is left out: BatchNorm has no statistics of one; for FedSGD it
+    joins the batch before it. Raises
     InvalidInput (fewer than two images), TrainingDiverged, or TrainingStopped, which is looked for
     before each batch.
     """
@@ -236,7 +237,12 @@ class _Session:
         config, samples = self._config, len(self._data)
         total, epoch = batch_count(samples, config), batches_an_epoch(samples, config.batch_size)
         stepper = Stepper(self._module, self._optimiser, config, self._place, samples)
-        rows = order(samples, config.batch_size, self._generator)
+        rows = order(
+            samples,
+            config.batch_size,
+            self._generator,
+            all_images=config.algorithm == "fedsgd",  # its step is along the gradient over all
+        )
         tally, number = Tally(), 0
         if self._may_return:
             self._check(should_stop, first=True)

@@ -268,8 +268,10 @@ def test_the_schedule_sets_the_rate_of_every_batch() -> None:
     assert seen == pytest.approx([0.06, 0.05, 0.04, 0.03])
 
 
-def test_federated_sgd_takes_one_step_along_the_mean_gradient() -> None:
-    data = _data(40)
+@pytest.mark.parametrize(("count", "batches"), [(40, 3), (33, 2), (32, 2), (17, 1)])
+def test_federated_sgd_takes_one_step_along_the_mean_gradient(count: int, batches: int) -> None:
+    """Over all images, a single one that is left over as well."""
+    data = _data(count)
     config = TrainingConfig(algorithm="fedsgd", learning_rate=0.5, batch_size=16, augment=False)
     module, reference = create_model(SPEC).eval(), create_model(SPEC)
     # without BatchNorm the gradient over the batches is the gradient over all
@@ -278,10 +280,10 @@ def test_federated_sgd_takes_one_step_along_the_mean_gradient() -> None:
             each[number] = torch.nn.Identity()  # type: ignore[operator]
     before = flatten(module)
     result = train_locally(module, data, config, seed=1)
-    images, labels = data.batch(np.arange(40), torch.device("cpu"))
+    images, labels = data.batch(np.arange(count), torch.device("cpu"))
     torch.nn.functional.cross_entropy(reference(images), labels).backward()
     gradient = np.concatenate([p.grad.reshape(-1).numpy() for p in reference.parameters()])
-    assert (result.batches, result.samples) == (3, 40)
+    assert (result.batches, result.samples) == (batches, count)
     assert np.allclose(flatten(module), before - 0.5 * gradient, atol=1e-5)
 
 

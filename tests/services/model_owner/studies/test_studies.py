@@ -160,6 +160,24 @@ def test_a_search_whose_trials_all_fail_ends_with_the_reason(federation):
     assert "labels" in found["reason"]
 
 
+def test_a_hopeless_search_has_a_fresh_chance_when_it_is_continued(federation):
+    federation.with_model()
+    for node in federation.nodes.values():
+        node.classes = ("cat", "dog")
+    study = search(federation, trials=3)
+    assert conduct(federation, study)["state"] == "failed"
+    more = {"trials": 4}
+    assert federation.user("POST", f"/studies/{study}/trials", json=more).status_code == 202
+    again = conduct(federation, study)  # nothing has been mended: it gives up after three more
+    assert (again["state"], again["done"]) == ("failed", 6)
+    for node in federation.nodes.values():
+        node.classes = ("normal", "pneumonia")
+    assert federation.user("POST", f"/studies/{study}/trials", json=more).status_code == 202
+    found = conduct(federation, study)
+    assert (found["state"], found["reason"], found["done"]) == ("finished", "", 11)
+    assert {trial["state"] for trial in found["reports"][6:]} == {"complete"}
+
+
 def test_a_trial_waits_for_sites_that_are_in_another_run(federation):
     federation.with_model()
     run = federation.start(**{key: RUN[key] for key in ("aggregation",)})
