@@ -86,15 +86,20 @@ def open_assistance(
         carry(assistant.prepare(), links)
         carry(assistant.run(), links)
 
-    opened = _host(ctx).open(caller.name, streams, work)
-    return Assistance(
-        id=opened,
-        plan=row.id,
-        digest=row.digest,
-        batch=wanted.batch,
-        owner=row.owner,
-        node=caller.name,
-    )
+    named = {"plan": row.id, "digest": row.digest, "batch": wanted.batch}
+    named |= {"owner": row.owner, "node": caller.name}
+    opened = _host(ctx).open(caller.name, streams, work, named)
+    return Assistance(id=opened, **named)
+
+
+@router.get(
+    "/{assistance}",
+    summary="What an open session is for, asked by one of its parties",
+    responses=responses(404),
+)
+def show(assistance: AssistanceId, caller: Party, ctx: Ctx) -> Assistance:
+    """A party compares it with its own plan before it opens its stream."""
+    return Assistance(id=assistance, **_host(ctx).about(assistance, caller.name))
 
 
 @router.put(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ def attempt(
     report.add(prepared.fetched)
     session, half = _material(ctx, wanted, prepared.plan, batch, report)
     evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
+    unmap = half.hold()
     client = Client(prepared.opening, half, bytes.fromhex(session.id), evaluator)
     try:
         report.begin("offline")
@@ -97,6 +99,7 @@ def attempt(
         return _online(ctx, session, client, normalised(row, pixels), report, prepared.plan)
     finally:
         client.close()
+        threading.Thread(target=unmap).start()  # the result need not wait for it
 
 
 def _material(

@@ -69,8 +69,12 @@ def _open(ctx: Context, row: store.Inference, batch: int, report: Report) -> tup
         lambda: dealer(ctx).post("/assistances", asked), report.go_on, away=_AWAY_SECONDS
     )
     assistance = dealer(ctx).parse(answer, Assistance)
-    if assistance.owner != ctx.settings.owner_name:
-        raise MalformedMessage("The crypto provider names another model owner for this plan.")
+    own = (wanted.plan, wanted.digest, batch, ctx.settings.owner_name, ctx.settings.name)
+    named = (assistance.plan, assistance.digest, assistance.batch)
+    if (*named, assistance.owner, assistance.node) != own:
+        raise MalformedMessage(
+            "The crypto provider's assistance is for another plan, batch or model owner."
+        )
     request = StreamRequest(
         plan=wanted.plan, digest=wanted.digest, assistance=assistance.id, batch=batch
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -26,6 +25,7 @@ from services.data_node.inference.domain import (
     predictions,
     retry_seconds,
 )
+from services.data_node.inference.progress import Progress
 from services.data_node.inference.run import Report, Values, attempt
 from services.data_node.inference.served import dealer, owner
 
@@ -63,7 +63,9 @@ def run(ctx: Context, inference_id: str) -> None:
             return
         try:
             one_attempt = streamed.attempt if row.protocol == "securenn" else attempt
-            values = one_attempt(ctx, row, _pixels(ctx, row), _report(ctx, inference_id, held))
+            with _progress(ctx, inference_id, held) as progress:
+                report = _report(ctx, inference_id, held, progress)
+                values = one_attempt(ctx, row, _pixels(ctx, row), report)
             _finish(ctx, inference_id, held, values)
         except _Stopped:
             _burn_own(ctx, inference_id, held)
@@ -103,9 +105,18 @@ def _pixels(ctx: Context, row: store.Inference) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(shape)  # (N, C, H, W)
 
 
-def _report(ctx: Context, inference_id: str, held: Held) -> Report:
-    written = [0.0]
+def _progress(ctx: Context, inference_id: str, held: Held) -> Progress:
+    def write(phase: str, step: int, steps: int, cost: Cost) -> None:
+        with ctx.db.session() as session:
+            row = _own(session, inference_id, held)
+            row.phase, row.step, row.steps = phase, step, steps or row.steps
+            row.cost = cost.model_dump(mode="json")
+            store.note(session, row, "progress", ctx.clock.now())
 
+    return Progress(write, _PROGRESS_SECONDS)
+
+
+def _report(ctx: Context, inference_id: str, held: Held, progress: Progress) -> Report:
     def opened(deal: str, session_id: str | None) -> None:
         with ctx.db.session() as session:
             row = store.find(session, inference_id, lock=True)
@@ -116,18 +127,8 @@ def _report(ctx: Context, inference_id: str, held: Held) -> Report:
         if ended or not own:
             raise _Stopped
 
-    def progress(phase: str, step: int, steps: int, cost: Cost) -> None:
-        now = time.monotonic()
-        if now - written[0] < _PROGRESS_SECONDS and step not in (0, steps):
-            return
-        written[0] = now
-        with ctx.db.session() as session:
-            row = _own(session, inference_id, held)
-            row.phase, row.step, row.steps = phase, step, steps or row.steps
-            row.cost = cost.model_dump(mode="json")
-            store.note(session, row, "progress", ctx.clock.now())
-
     def go_on() -> None:
+        progress.check()
         if held.lost.is_set() or ctx.jobs.stopping():
             raise _Stopped
 
@@ -137,7 +138,7 @@ def _report(ctx: Context, inference_id: str, held: Held) -> Report:
             row.reason = f"Waiting: {reason}"[:2000]
             store.note(session, row, "waiting", ctx.clock.now())
 
-    return Report(opened, progress, go_on, waits)
+    return Report(opened, progress.tell, go_on, waits)
 
 
 def _name(row: store.Inference, deal: str, session_id: str | None) -> tuple[str | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from primia.chassis.context import Context
@@ -39,6 +40,7 @@ class InferenceWorker:
     host: SessionHost
     listener: Listener
     models: PreparedModels
+    aside: Executor
 
 
 def token_purpose(session_id: str) -> str:
@@ -74,8 +76,9 @@ def _open(ctx: Context, row: store.SessionRow) -> None:
     model = worker.models.get(row.plan)
     half = _fetch_half(ctx, row, model.plan)
     evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
+    let_go = half.hold()
     owner = Owner(model, half, bytes.fromhex(row.id), evaluator)
-    token = worker.host.open(row.id, owner)
+    token = worker.host.open(row.id, owner, let_go)
     with ctx.db.session() as session:
         current = store.session_row(session, row.id, lock=True)
         opened = current.state == SessionState.PREPARING.value

@@ -10,9 +10,9 @@ from primia.chassis.context import Context
 from primia.chassis.duplex import CalledStream, ServedStream, require_joined
 from primia.chassis.identity import decode_key
 from primia.chassis.stream_host import StreamHost
-from primia.errors import MalformedMessage
+from primia.errors import Conflict, MalformedMessage, PeerRefused
 from primia.messages.inference import MaskSeed
-from primia.messages.securenn import StreamRequest
+from primia.messages.securenn import Assistance, StreamRequest
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import Link, carry
@@ -45,9 +45,36 @@ def host(ctx: Context) -> StreamHost:
 
 
 def open_session(ctx: Context, wanted: StreamRequest, node: str) -> str:
-    """Raises Unavailable if there is no room."""
+    """Raises Conflict where the assistance is for something else, Unavailable if there is no room.
+
+    The crypto provider would deal for its own plan: of another one, or for another node, this
+    party's answers would be masked by what was not made for them.
+    """
+    _check_assistance(ctx, wanted, node)
     stream = ServedStream(_SILENCE_SECONDS)
     return host(ctx).open(node, {node: stream}, lambda: _serve(ctx, wanted, stream))
+
+
+def _check_assistance(ctx: Context, wanted: StreamRequest, node: str) -> None:
+    try:
+        found = dealer(ctx).get(f"/assistances/{wanted.assistance}", Assistance)
+    except PeerRefused as error:
+        raise Conflict(
+            "The crypto provider knows no such assistance for this model owner.",
+            hint="Ask it for a new one: POST /assistances.",
+        ) from error
+    own: dict[str, str | int] = {
+        "id": wanted.assistance,
+        "plan": wanted.plan,
+        "digest": wanted.digest,
+    }
+    own |= {"batch": wanted.batch, "owner": ctx.settings.name, "node": node}
+    other = [field for field, value in own.items() if getattr(found, field) != value]
+    if other:
+        raise Conflict(
+            f"The crypto provider's assistance is for another {other[0]} than this session.",
+            hint="Ask it for one for this plan, batch and node.",
+        )
 
 
 def _serve(ctx: Context, wanted: StreamRequest, stream: ServedStream) -> None:

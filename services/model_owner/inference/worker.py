@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
@@ -22,7 +23,13 @@ def start(ctx: Context) -> None:
     def ended(session_id: str, finished: bool, reason: str) -> None:
         sessions.ended(ctx, session_id, finished, reason)
 
-    host = SessionHost(settings.max_sessions, settings.session_idle_seconds, ended)
+    aside = ThreadPoolExecutor(1, thread_name_prefix="sessions-aside")
+    host = SessionHost(
+        settings.max_sessions,
+        settings.session_idle_seconds,
+        ended,
+        aside=lambda work: aside.submit(work).add_done_callback(_told),
+    )
     listener = Listener(
         create_listener(host, settings.max_body_bytes),
         settings.session_host,
@@ -30,7 +37,7 @@ def start(ctx: Context) -> None:
         settings.session_url_host,
     )
     listener.start()
-    ctx.extras[WORKER] = InferenceWorker(host, listener, PreparedModels(ctx.files))
+    ctx.extras[WORKER] = InferenceWorker(host, listener, PreparedModels(ctx.files), aside)
     threading.Thread(target=_keep, args=(ctx, host), daemon=True).start()
 
 
@@ -39,6 +46,12 @@ def stop(ctx: Context) -> None:
     if worker is not None:
         worker.host.close()
         worker.listener.stop()
+        worker.aside.shutdown()
+
+
+def _told(done: Future[None]) -> None:
+    if (error := done.exception()) is not None:  # its row ends as lost; the answer is given
+        log.warning("the end of a session was not written", error=type(error).__name__)
 
 
 def _keep(ctx: Context, host: SessionHost) -> None:

@@ -19,7 +19,7 @@ from services.model_owner.rounds import store as rounds
 from services.model_owner.rounds import views
 from services.model_owner.rounds.course import measure
 from services.model_owner.rounds.start import start
-from services.model_owner.studies import domain, search, store
+from services.model_owner.studies import domain, store
 from services.model_owner.studies.ending import cancel_run, end
 from services.model_owner.studies.store import Study, Trial
 
@@ -56,9 +56,15 @@ def _look(ctx: Context, session: Session, study: Study, rows: Sequence[Trial], r
         row.reason = "" if row.value is not None else "No site measured the final model."
     elif report.state in ("failed", "cancelled"):
         row.state, row.reason = "failed", (report.reason or report.state)[: store.REASON]
-    elif search.is_worse(store.request_of(study), store.past(rows), row.number):
+    elif _is_worse(study, rows, row):
         cancel_run(ctx, session, row, "pruned", "Pruned: earlier trials were better by then.")
     session.flush()
+
+
+def _is_worse(study: Study, rows: Sequence[Trial], row: Trial) -> bool:
+    from services.model_owner.studies import search  # optuna: 150 MB, only where it is needed
+
+    return search.is_worse(store.request_of(study), store.past(rows), row.number)
 
 
 def _measured(report: RunReport) -> list[Scores]:
@@ -68,6 +74,8 @@ def _measured(report: RunReport) -> list[Scores]:
 
 
 def _start_next(ctx: Context, session: Session, study: Study, rows: list[Trial]) -> None:
+    from services.model_owner.studies import search  # optuna: 150 MB, only where it is needed
+
     request = store.request_of(study)
     places = domain.groups(request)
     taken = {row.place for row in rows if row.state == "running"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
@@ -28,6 +29,7 @@ Streams = Mapping[str, ServedStream]
 class _Hosted:
     streams: Streams
     node: str
+    about: Mapping[str, Any]
 
 
 class StreamHost:
@@ -39,9 +41,16 @@ class StreamHost:
         self._lock = threading.Lock()
         self._sessions: dict[str, _Hosted] = {}
 
-    def open(self, node: str, streams: Streams, work: Callable[[], None]) -> str:
+    def open(
+        self,
+        node: str,
+        streams: Streams,
+        work: Callable[[], None],
+        about: Mapping[str, Any] | None = None,
+    ) -> str:
         """Start ``work``; its end ends the streams, which are named by who may use them.
 
+        ``about``: what the session is for, kept for its parties to ask.
         Raises Unavailable where as many sessions are open as may be.
         """
         session_id = fresh_bytes(16).hex()
@@ -53,7 +62,7 @@ class StreamHost:
                     hint="Try again shortly.",
                     retry_after=2,
                 )
-            self._sessions[session_id] = _Hosted(streams, node)
+            self._sessions[session_id] = _Hosted(streams, node, about or {})
         args = (session_id, streams, work)
         threading.Thread(target=self._run, args=args, daemon=True).start()
         return session_id
@@ -81,11 +90,18 @@ class StreamHost:
 
     def stream(self, session_id: str, caller: str) -> ServedStream:
         """Raises NotFound, also for a session of others."""
+        return self._find(session_id, caller).streams[caller]
+
+    def about(self, session_id: str, caller: str) -> Mapping[str, Any]:
+        """Raises NotFound, also for a session of others."""
+        return self._find(session_id, caller).about
+
+    def _find(self, session_id: str, caller: str) -> _Hosted:
         with self._lock:
             hosted = self._sessions.get(session_id)
         if hosted is None or caller not in hosted.streams:
             raise NotFound("There is no such session, or it has ended.")
-        return hosted.streams[caller]
+        return hosted
 
 
 async def upload(request: Request, stream: ServedStream) -> Response:

@@ -2,7 +2,8 @@
 
     data node   -> crypto provider   POST /assistances
     data node   -> model owner       POST /inference/streams
-    both, owner -> crypto provider   PUT and GET /assistances/{id}/stream
+    model owner -> crypto provider   GET /assistances/{id}
+    both        -> crypto provider   PUT and GET /assistances/{id}/stream
     data node   -> model owner       PUT and GET /inference/streams/{id}/stream
 
 The streams themselves carry bytes (primia.mpc.securenn). A session lives in the memory of the

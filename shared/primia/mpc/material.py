@@ -15,12 +15,13 @@ to 16 bytes. A half is used for one session and then thrown away.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -153,6 +154,7 @@ class Half:
         self.deal_id = deal_id
         self.seed = seed
         self._data: NDArray[np.uint8] | None = None
+        self._mapping: mmap.mmap | None = None
 
     @classmethod
     def open(
@@ -193,7 +195,9 @@ class Half:
             # At once, where the system can: a page at a time it would happen while a peer waits.
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             data = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
-        return cls.open(memoryview(data), plan, batch, party, deal_id)
+        half = cls.open(memoryview(data), plan, batch, party, deal_id)
+        half._mapping = data
+        return half
 
     def corrections(self) -> Cursor:
         """P0's corrections, in the order of the plan."""
@@ -209,8 +213,22 @@ class Half:
             raise MalformedMessage("The dealt half is closed.")
         return Cursor(self._data[start:stop])
 
+    def hold(self) -> Callable[[], None]:
+        """Keep a mapped half mapped, even when it is closed, until the function is called.
+
+        To unmap half a gigabyte takes 0.1 s: whoever has an answer to send does it afterwards.
+        """
+        mapping = self._mapping
+
+        def let_go() -> None:
+            if mapping is not None:
+                with contextlib.suppress(BufferError):  # still read: it goes with its reader
+                    mapping.close()  # without Python's lock, which freeing the map would hold
+
+        return let_go
+
     def close(self) -> None:
-        self._data = None
+        self._data = self._mapping = None
 
     def __repr__(self) -> str:
         return f"Half(<secret of party {self.party}>)"

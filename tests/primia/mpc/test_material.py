@@ -1,6 +1,7 @@
 import hashlib
 import io
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -223,3 +224,32 @@ def test_an_opening_that_does_not_parse_is_refused(change):
     data = write_opening(PLAN, weights_for(PLAN, 3), seed(1))
     with pytest.raises(MalformedMessage):
         PreparedOpening(PLAN, change(data))
+
+
+@pytest.fixture
+def mapped(parts, tmp_path):
+    path = tmp_path / "half"
+    path.write_bytes(parts.half(0))
+    return Half.map(path, PLAN, 2, 0)
+
+
+def test_a_map_goes_with_its_half(mapped):
+    mapping = weakref.ref(mapped._mapping)
+    mapped.close()
+    assert mapping() is None
+
+
+def test_a_held_map_stays_until_it_is_let_go(mapped):
+    let_go, mapping = mapped.hold(), weakref.ref(mapped._mapping)
+    mapped.close()
+    assert not mapping().closed
+    let_go()
+    assert mapping().closed
+    let_go()  # once more does no harm
+
+
+def test_a_held_map_that_is_still_read_goes_with_its_reader(mapped):
+    let_go, keys = mapped.hold(), mapped.keys().take(16)
+    mapped.close()
+    let_go()
+    assert len(keys.tobytes()) == 16

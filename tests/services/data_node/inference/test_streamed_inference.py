@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from primia.chassis.stream_host import StreamHost
 from primia.errors import PeerUnavailable
 from primia.learning.images import decode, normalise
 from primia.mpc import oracle
@@ -22,6 +23,8 @@ BY = {"protocol": "securenn"}
 def grid(tmp_path_factory, broker_url):
     with network(Cast(tmp_path_factory.mktemp("grid")), broker_url) as made:
         made.servings = made.serve(results=("scores", "label"))
+        # Room for assistances that nobody joins: each is kept for a minute.
+        made[DEALER].ctx.extras["assistance.host"] = StreamHost(16, 16)
         yield made
 
 
@@ -122,10 +125,52 @@ def test_a_stream_is_its_parties_alone_and_open_once(grid):
     assert grid.call("GET", DEALER, path, who=OTHER).status_code == 404
     assert grid.call("GET", DEALER, path, who="alice").status_code == 403
     assert grid.call("PUT", DEALER, path, who=OTHER, content=b"").status_code == 404
+    assert grid.call("GET", DEALER, path.removesuffix("/stream"), who=NODE).json() == opened
+    assert grid.call("GET", DEALER, path.removesuffix("/stream"), who=OTHER).status_code == 404
     assert grid.call("PUT", DEALER, path, who=NODE, content=b"").status_code == 204
     assert grid.call("PUT", DEALER, path, who=NODE, content=b"").status_code == 409
     unknown = f"/inference/streams/{'0' * 32}/stream"
     assert grid.call("GET", OWNER, unknown, who=NODE).status_code == 404
+
+
+def test_a_second_reader_of_a_stream_is_told_so(grid):
+    opened = ask(grid).json()
+    url = grid.urls[DEALER] + f"/assistances/{opened['id']}/stream"
+    headers = {"Authorization": f"Bearer {grid.cast.token(NODE, DEALER)}"}
+    with grid.http.stream("GET", url, headers=headers) as first:
+        assert first.status_code == 200
+        again = grid.http.get(url, headers=headers)
+    assert again.status_code == 409
+    assert again.json()["type"].endswith("conflict")
+    assert "in use" in again.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch": 2}, "for another batch than"),
+        ({"plan": 1}, "for another plan than"),
+        ({"assistance": "0" * 32}, "knows no such assistance"),
+    ],
+)
+def test_the_owner_joins_no_assistance_for_anything_but_its_own_plan(grid, changes, told):
+    serving, opened = grid.servings[0], ask(grid).json()
+    wanted = {"plan": serving["plan"], "digest": serving["digest"], "assistance": opened["id"]}
+    wanted |= {"batch": 1, **changes}
+    if "plan" in changes:
+        other = grid.servings[changes["plan"]]
+        wanted |= {"plan": other["plan"], "digest": other["digest"]}
+    answer = grid.call("POST", OWNER, "/inference/streams", who=NODE, json=wanted)
+    assert answer.status_code == 409
+    assert told in answer.json()["detail"]
+
+
+def test_the_owner_joins_no_assistance_of_another_node(grid):
+    serving, opened = grid.servings[0], ask(grid).json()
+    wanted = {"plan": serving["plan"], "digest": serving["digest"], "assistance": opened["id"]}
+    answer = grid.call("POST", OWNER, "/inference/streams", who=OTHER, json=wanted)
+    assert answer.status_code == 409
+    assert "another node" in answer.json()["detail"]
 
 
 def test_a_stranger_gets_no_stream(grid):

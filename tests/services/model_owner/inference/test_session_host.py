@@ -74,6 +74,34 @@ def test_a_whole_session(held):
     assert held.parties.client.result().shape == (1, 2)
 
 
+def test_the_last_answer_waits_for_nothing_that_follows_it():
+    aside = []
+    held = Held(aside=aside.append)
+    number, body, answer = held.run()[-1]
+    assert held.ended == []
+    assert held.send(number, body) == answer
+    assert held.host.sweep() == []  # it is done: its row need not be kept alive
+    [follows] = aside
+    follows()
+    assert held.ended == [(ID, True, "")]
+    assert held.send(number, body) == answer
+
+
+@pytest.mark.parametrize("end", ["done", "dropped"])
+def test_what_a_session_held_is_let_go_of_at_its_end(end):
+    held, gone = Held(), []
+    parties = Session(plan(), weights_for(plan(), 5))
+    token = held.host.open("ab" * 16, parties.owner, lambda: gone.append(True))
+    held.host.drop(ID, held.token, "made room")
+    if end == "dropped":
+        held.host.drop("ab" * 16, token, "asked")
+    else:
+        held.parties, held.token = parties, token
+        held.send = lambda number, body: held.host.step("ab" * 16, token, number, body)
+        held.run()
+    assert gone == [True]
+
+
 @pytest.mark.parametrize("until", [-1, 0, 1])
 def test_the_latest_step_repeated_gets_the_stored_answer(held, until):
     number, body, answer = held.run(until)[-1]
