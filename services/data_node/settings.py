@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from primia.chassis.settings import ServiceSettings
-from primia.messages.common import Name
+from primia.messages.common import Digest, Name
 
 
 class DataNodeSettings(ServiceSettings):
@@ -43,6 +43,9 @@ class DataNodeSettings(ServiceSettings):
         description="largest ε for one owner on one data set; runs without noise are then refused",
     )
     privacy_delta: float = Field(default=1e-5, gt=0, lt=0.1)
+    bundles: dict[Digest, Path] = Field(
+        default={}, description="layout of an external model -> this site's MONAI bundle for it"
+    )
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
     max_batch: int = Field(default=16, ge=1, le=64)

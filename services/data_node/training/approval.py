@@ -48,6 +48,9 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
             f"The run opens statistics of {proposal.measuring_threshold} sites; this site's are "
             f"opened over at least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
         )
+    layout = proposal.model.layout
+    if layout is not None and layout not in ctx.settings.bundles:
+        found.append(f"This site has enabled no bundle for the layout {layout} (PRIMIA_BUNDLES).")
     unapproved = programs.objection(session, proposal)
     if unapproved:
         found.append(unapproved)

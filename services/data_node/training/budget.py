@@ -33,7 +33,7 @@ def check_run(ctx: Context, session: Session, proposal: Proposal, dataset: Datas
     images = len(split_for(proposal, datasets.manifest(session, dataset))[0])
     if images < 2:
         raise TooFewImages(f"{dataset.name} leaves {images} images to train on.")
-    if proposal.training.batch_size > images:
+    if proposal.model.layout is None and proposal.training.batch_size > images:
         raise BatchTooLarge(
             f"A batch of {proposal.training.batch_size} is larger than the {images} images that "
             f"{dataset.name} leaves to train on."

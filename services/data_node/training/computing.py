@@ -69,7 +69,10 @@ def measure(job: Job, item: Measure) -> None:
 
 
 def train(job: Job, item: Train) -> None:
-    from services.data_node.training import local  # torch: in workers only, when it is needed
+    from services.data_node.training import (  # torch: in workers only, when it is needed
+        external,
+        local,
+    )
 
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
@@ -84,7 +87,11 @@ def train(job: Job, item: Train) -> None:
     with ctx.db.reading() as session:
         programs.check_approved(session, proposal)
         release = budget.check_round(ctx, session, proposal, site.dataset, site.manifest)
-    result = local.train(ctx, proposal, item, weights, site, files.read_carried(), stop, release)
+    if proposal.model.layout is not None:
+        result = external.train(ctx, proposal, weights, site, stop)
+    else:
+        carried = files.read_carried()
+        result = local.train(ctx, proposal, item, weights, site, carried, stop, release)
     files.keep_change(result.change)
     if result.carried is not None:
         files.keep_carried(result.carried)
@@ -134,7 +141,10 @@ def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
 
 
 def evaluate(job: Job, item: Evaluate) -> None:
-    from services.data_node.training import local  # torch: in workers only, when it is needed
+    from services.data_node.training import (  # torch: in workers only, when it is needed
+        external,
+        local,
+    )
 
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
@@ -154,6 +164,8 @@ def evaluate(job: Job, item: Evaluate) -> None:
     stop = Stopping(ctx, run.id, job.item_id, job.held)
 
     def measured(weights: bytes) -> ModelEvaluation:
+        if proposal.model.layout is not None:
+            return external.evaluate(ctx, proposal, weights, site)
         return local.evaluate(ctx, proposal, item, weights, site, stop)
 
     domain.check_statistics(proposal.statistics.wanted, item.statistics is not None)

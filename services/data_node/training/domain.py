@@ -21,7 +21,14 @@ from primia.errors import (
     StorageFull,
     UnexpectedMessage,
 )
-from primia.messages.rounds import Failure, NodeCard, Proposal, WorkItem, contributes_nothing
+from primia.messages.rounds import (
+    Failure,
+    NodeCard,
+    Proposal,
+    WorkItem,
+    contributes_nothing,
+    decided_elsewhere,
+)
 
 RunState = Literal["pending", "active", "refused", "withdrawn", "finished", "cancelled", "failed"]
 Policy = Literal["manual", "auto"]
@@ -161,6 +168,7 @@ def objections(
             "uncovers the updates of the others in the sum."
         )
     found += _uncovered(proposal)
+    found += _not_followed(proposal)
     return found
 
 
@@ -190,6 +198,14 @@ def _unsafe_threshold(proposal: Proposal) -> list[str]:
     if threshold < 2 or 2 * threshold <= nodes:
         return [f"The threshold {threshold} is not more than half of {nodes} nodes, or below 2."]
     return []
+
+
+def _not_followed(proposal: Proposal) -> list[str]:
+    """An external model is trained by this site's own code, which has no noise to add."""
+    if proposal.model.layout is None:
+        return []
+    wrong = decided_elsewhere(proposal.training, proposal.statistics, proposal.privacy)
+    return [f"This site's own trainer does not follow {', '.join(wrong)}."] if wrong else []
 
 
 def _uncovered(proposal: Proposal) -> list[str]:

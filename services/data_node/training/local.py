@@ -55,8 +55,8 @@ class LocalResult:
     change: NDArray[np.float32]
     groups: Groups
     samples: int
-    loss: float
-    accuracy: float
+    loss: float | None
+    accuracy: float | None
     seconds: float
     received: Scores
     stopped: bool

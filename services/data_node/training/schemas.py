@@ -95,8 +95,8 @@ class RoundView(Message):
     number: int
     phase: Phase
     samples: int
-    loss: float
-    accuracy: float
+    loss: float | None
+    accuracy: float | None
     seconds: float
     received: Scores | None = None
     stopped: bool = Field(default=False, description="early stopping has ended training here")

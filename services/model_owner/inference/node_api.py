@@ -90,6 +90,7 @@ def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedMo
         deviation=spec.std,
         digest=version.digest or "",
         program=spec.program.digest if spec.program else None,
+        layout=spec.layout_digest,
     )
     return ServedModel(card=card, plans=tuple(_plan(row) for row in rows))
 

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from primia.chassis.files import Files
 from primia.learning.layout import Layout, Vector, read_state, write_state
 from primia.learning.spec import ModelSpec
@@ -45,7 +47,9 @@ def layout_of(spec: ModelSpec) -> Layout:
 
 
 def initial(spec: ModelSpec) -> Vector:
-    """The weights that the seed gives."""
+    """The weights that the seed gives; zeros for an external model, which has none here."""
+    if spec.layout is not None:
+        return np.zeros(spec.state_layout().size, dtype=np.float32)
     from primia.learning.models import create_model, flatten  # torch, as above
 
     return flatten(create_model(spec))

@@ -10,7 +10,7 @@ from primia.errors import NotFound
 from primia.learning.accounting import check_norm
 from primia.learning.spec import ModelSpec
 from primia.messages.common import ModelCard
-from primia.messages.rounds import NodeCard, Proposal, RunRequest
+from primia.messages.rounds import NodeCard, Proposal, RunRequest, check_external
 from primia.prg import fresh_bytes
 from services.model_owner.registry import store as registry
 from services.model_owner.registry.store import ModelVersion
@@ -30,6 +30,8 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     request.training.check_classes(len(spec.classes))
     if request.privacy.dp_sgd is not None or request.privacy.central is not None:
         check_norm(spec)
+    if spec.layout is not None:
+        check_external(request)
     nodes = [_enrolled(ctx, name) for name in request.nodes]
     threshold = resolve_threshold(
         request.aggregation.sites_per_round or len(nodes),
@@ -88,6 +90,7 @@ def _proposal(
         deviation=spec.std,
         digest=version.digest or "",
         program=spec.program.digest if spec.program else None,
+        layout=spec.layout_digest,
     )
     return Proposal(
         run=run_id,

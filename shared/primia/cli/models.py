@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -74,41 +74,59 @@ def create(
 @output.guarded
 def add(
     name: str,
-    program: Annotated[Path, typer.Option(help="a file of learning.programs.file.save_program")],
     classes: Annotated[str, typer.Option(help="comma-separated, in the order of the outputs")],
+    program: Annotated[
+        Path | None, typer.Option(help="a file of learning.programs.file.save_program")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="a MONAI bundle's folder; its code runs here")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="default: it was exported for")] = None,
     seed: Annotated[int, typer.Option(help="of the weights of version 1")] = 0,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Register a model of your own: version 1 has drawn weights, version 2 those of the file.
+    """Register a model of your own; version 2 has its weights (version 1: drawn ones, or zeros).
 
-    Every site has to approve the program by its hash before it trains.
+    A program has to be approved by its hash at every site. A bundle stays where it is: each site
+    enables its own copy for the layout of the model's state (PRIMIA_BUNDLES).
     """
+    if (program is None) == (bundle is None):
+        raise InvalidInput("Give either --program or --bundle.")
+    chosen = _program(program) if program else _bundle(bundle or Path())
+    owner = profile.load().model_owner()
+    size = {} if image_size is None else {"image_size": image_size}
+    labels = [each.strip() for each in classes.split(",")]
+    fields = {"name": name, "classes": labels, "seed": seed, **chosen.fields, **size}
+    owner.create_model(NewModel.model_validate(fields))
+    owner.wait_version(name, 1)
+    made = owner.upload(name, chosen.weights, parent=1)
+    version = owner.wait_version(name, made.version)
+    told = f"{name} version {version.version} is ready: {chosen.known_by}"
+    output.show(version, form, lambda: told)
+
+
+class _Own(NamedTuple):
+    fields: dict[str, object]
+    weights: bytes
+    known_by: str
+
+
+def _program(file: Path) -> _Own:
     from primia.learning.programs.file import pack, read_program  # torch takes seconds to load
 
-    found, vector = read_program(program)
-    owner = profile.load().model_owner()
-    owner.create_model(
-        NewModel.model_validate(
-            {
-                "name": name,
-                "architecture": "program",
-                "program": found,
-                "classes": [each.strip() for each in classes.split(",")],
-                "channels": found.input[0],
-                "image_size": image_size or found.input[1],
-                "seed": seed,
-            }
-        )
-    )
-    owner.wait_version(name, 1)
-    made = owner.upload(name, pack(found, vector), parent=1)
-    version = owner.wait_version(name, made.version)
-    output.show(
-        version,
-        form,
-        lambda: f"{name} version {version.version} is ready: program {found.digest}",
-    )
+    found, vector = read_program(file)
+    fields: dict[str, object] = {"architecture": "program", "program": found}
+    fields |= {"channels": found.input[0], "image_size": found.input[1]}
+    return _Own(fields, pack(found, vector), f"program {found.digest}")
+
+
+def _bundle(folder: Path) -> _Own:
+    from primia.learning.bundles import read_network  # torch and monai, as above
+
+    layout, vector = read_network(folder)
+    tensors = [{"name": s.name, "shape": s.shape, "group": s.group} for s in layout.slots]
+    fields: dict[str, object] = {"architecture": "external", "layout": tensors}
+    return _Own(fields, write_state(vector, layout), f"layout {layout.digest}")
 
 
 @app.command("import")

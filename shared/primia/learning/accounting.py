@@ -84,7 +84,12 @@ def check_settings(config: TrainingConfig) -> None:
 
 
 def check_norm(spec: ModelSpec) -> None:
-    """Raises InvalidInput for a model with BatchNorm, which mixes the images of a batch."""
+    """Raises InvalidInput for a model with BatchNorm, which mixes the images of a batch, and for
+    one that is trained by the sites' own code."""
+    if spec.layout is not None:
+        raise InvalidInput(
+            "The sites train this model by code of their own: privacy has no account of that."
+        )
     if spec.mixes_images:
         raise InvalidInput(
             f"{spec.architecture} with BatchNorm cannot be trained privately: it mixes the images "

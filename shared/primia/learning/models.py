@@ -72,6 +72,8 @@ def state_layout(module: nn.Module) -> Layout:
 
 def spec_layout(spec: ModelSpec) -> Layout:
     """The layout of a spec's model, without its weights in memory."""
+    if spec.layout is not None:
+        return spec.state_layout()
     return state_layout(without_weights(spec))
 
 

@@ -8,6 +8,7 @@ body as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from primia.errors import InvalidInput
+from primia.learning.layout import Layout
 from primia.learning.programs.document import Program
 from primia.learning.programs.shapes import check, classes, cost
 
@@ -37,12 +39,15 @@ ArchitectureName = Literal[
     "lenet",
     "small_cnn",
     "program",  # of the user's own: learning.programs
+    "external",  # whose code only the sites have: learning.bundles
 ]
 NormName = Literal["batch", "group"]
 
 WITHOUT_NORM: frozenset[ArchitectureName] = frozenset({"vgg16", "lenet"})
 MAX_CLASSES = 1000  # ImageNet's
 MAX_LABEL_LENGTH = 64
+MAX_TENSORS = 4_000
+MAX_VALUES = 1 << 29  # of an external model's state
 # A seed travels as JSON, where integers above 2^53 lose digits in some readers.
 MAX_SEED = 2**53 - 1
 
@@ -79,6 +84,8 @@ def architectures() -> tuple[Architecture, ...]:
 def architecture(name: str) -> Architecture:
     if name == "program":
         return Architecture("program", "A program of the user's own", 16, 512)
+    if name == "external":
+        return Architecture("external", "Code of the sites' own", 16, 512, encrypted=False)
     for entry in architectures():
         if entry.name == name:
             return entry
@@ -126,6 +133,14 @@ def describe(error: ValidationError) -> str:
     )
 
 
+class StateTensor(Checked):
+    """A tensor of an external model's state: trained, or a floating-point buffer."""
+
+    name: Annotated[StrictStr, Field(min_length=1, max_length=300, pattern=r"^[\x21-\x7e]+$")]
+    shape: Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=2**24)], ...], Field(max_length=8)]
+    group: Literal["parameters", "buffers"]
+
+
 class ModelSpec(Checked):
     """The function that is trained and later evaluated under encryption.
 
@@ -146,8 +161,16 @@ class ModelSpec(Checked):
         default=None, description="layers and steps of the architecture 'program'"
     )
 
+    layout: Annotated[tuple[StateTensor, ...], Field(max_length=MAX_TENSORS)] | None = Field(
+        default=None, description="the state of an 'external' model, parameters first"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.layout is None) != (self.architecture != "external"):
+            raise ValueError("layout: the architecture 'external' has one, and no other has")
+        if self.layout is not None:
+            _check_layout(self.layout)
         if (self.program is None) != (self.architecture != "program"):
             raise ValueError("program: the architecture 'program' has one, and no other has")
         entry = architecture(self.architecture)
@@ -180,6 +203,14 @@ class ModelSpec(Checked):
         if self.norm == "group":
             raise ValueError("norm: a program has its own norms; leave it at its default")
 
+    def state_layout(self) -> Layout:
+        """Of an external model."""
+        return Layout.of([(each.name, each.shape, each.group) for each in self.layout or ()])
+
+    @property
+    def layout_digest(self) -> str | None:
+        return self.state_layout().digest if self.layout else None
+
     @property
     def mixes_images(self) -> bool:
         """Whether it has BatchNorm, by which the images of a batch bear on one another."""
@@ -191,3 +222,14 @@ class ModelSpec(Checked):
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         return (self.channels, self.image_size, self.image_size)
+
+
+def _check_layout(tensors: tuple[StateTensor, ...]) -> None:
+    if len({each.name for each in tensors}) != len(tensors):
+        raise ValueError("layout: a tensor is named twice")
+    groups = [each.group for each in tensors]
+    if not groups or groups[0] != "parameters" or groups != sorted(groups, reverse=True):
+        raise ValueError("layout: parameters come first, and there is one at least")
+    values = sum(math.prod(each.shape) for each in tensors)
+    if values > MAX_VALUES:
+        raise ValueError(f"layout: {values} values; at most {MAX_VALUES} are taken")

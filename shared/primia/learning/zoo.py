@@ -11,6 +11,7 @@ import math
 
 from torch import nn
 
+from primia.errors import InvalidInput
 from primia.learning.programs.network import Network
 from primia.learning.spec import ModelSpec
 from primia.learning.vision import torchvision_models
@@ -45,6 +46,10 @@ def build(spec: ModelSpec) -> nn.Module:
 
     Input (N, channels, image_size, image_size), output (N, classes).
     """
+    if spec.layout is not None:
+        raise InvalidInput(
+            "The model's code is at the sites alone: it can be neither run nor compiled here."
+        )
     if spec.program is not None:
         return Network(spec.program, spec.input_shape)
     if spec.architecture == "small_cnn":

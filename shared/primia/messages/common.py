@@ -42,3 +42,6 @@ class ModelCard(Message):
     program: Digest | None = Field(
         default=None, description="SHA-256 of the program, of a model that is one"
     )
+    layout: Digest | None = Field(
+        default=None, description="SHA-256 of the state's layout, of an external model"
+    )

@@ -41,6 +41,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from primia.aggregation.terms import MIN_NODES, default_threshold
+from primia.errors import InvalidInput
 from primia.evaluation.counts import Counts
 from primia.learning.accounting import without_account
 from primia.learning.config import ServerOptimiser, Stopping, TrainingConfig
@@ -201,6 +202,39 @@ class RunRequest(Message):
         sites = len(self.nodes) if wanted is None else wanted
         if self.aggregation.secure and threshold is not None and threshold > sites:
             raise ValueError(f"the threshold {threshold} is above the number of nodes {sites}")
+
+
+# What a site's own trainer is told.
+_TOLD = frozenset({"image_size", "epochs", "seed"})
+
+
+def decided_elsewhere(
+    training: TrainingSettings, statistics: StatisticsSettings, privacy: PrivacySettings
+) -> list[str]:
+    """Settings of a run that an external model's trainer, the site's own, would not follow."""
+    usual = TrainingSettings(**{name: getattr(training, name) for name in _TOLD})
+    fields = [name for name in TrainingSettings.model_fields if name not in _TOLD]
+    found = [f"training.{n}" for n in fields if getattr(training, n) != getattr(usual, n)]
+    if statistics.wanted:
+        found.append("statistics")
+    if privacy != PrivacySettings():
+        found.append("privacy")
+    return found
+
+
+def check_external(request: RunRequest) -> None:
+    """Raises InvalidInput for settings that an external model's run would not follow."""
+    found = decided_elsewhere(request.training, request.statistics, request.privacy)
+    if request.stopping is not None:
+        found.append("stopping")
+    if request.selection != "last":
+        found.append("selection")
+    if found:
+        raise InvalidInput(
+            f"The sites train this model by code of their own, which does not follow "
+            f"{', '.join(found)}.",
+            hint="Leave these at their defaults.",
+        )
 
 
 class NodeCard(Message):

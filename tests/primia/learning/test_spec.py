@@ -81,3 +81,41 @@ def test_the_modules_of_the_web_processes_do_not_import_torch() -> None:
     imports = "; ".join(f"import primia.learning.{name}" for name in modules)
     code = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TENSORS = (
+    {"name": "a.weight", "shape": (3, 2), "group": "parameters"},
+    {"name": "a.running_mean", "shape": (3,), "group": "buffers"},
+)
+
+
+def external(**changes) -> dict:
+    return {"architecture": "external", "classes": CLASSES, "layout": TENSORS, **changes}
+
+
+def test_an_external_model_is_known_by_the_layout_of_its_state() -> None:
+    spec = ModelSpec.parse(external())
+    assert ModelSpec.parse(spec.model_dump_json()) == spec
+    layout = spec.state_layout()
+    assert (layout.group_size("parameters"), layout.group_size("buffers")) == (6, 3)
+    assert spec.layout_digest == layout.digest
+    assert ModelSpec(classes=CLASSES).layout_digest is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layout": None}, "'external' has one"),
+        ({"architecture": "lenet"}, "no other has"),
+        ({"layout": ()}, "one at least"),
+        ({"layout": TENSORS[::-1]}, "parameters come first"),
+        ({"layout": TENSORS[:1] * 2}, "named twice"),
+        ({"layout": ({**TENSORS[0], "shape": (2**20, 2**10)},)}, "at most"),
+        ({"layout": ({**TENSORS[0], "shape": (0,)},)}, "layout.0.shape"),
+        ({"layout": ({**TENSORS[0], "name": "a b"},)}, "layout.0.name"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(change, named) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ModelSpec.parse(external(**change))
+    assert named in str(caught.value)
