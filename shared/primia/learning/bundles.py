@@ -192,7 +192,7 @@ def _failures(what: str, stop: Stop = lambda: None) -> Iterator[Stop]:
         raise
     except ImportError as error:
         raise BundleFailed(
-            f"A library that it needs is missing: {error.name}.",
+            f"A library that it needs is missing: {error}.",
             hint="pip install 'primia-grid[monai]', and what the bundle itself needs.",
         ) from error
     except Exception as error:  # a bundle's code raises whatever it likes
