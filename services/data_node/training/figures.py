@@ -36,8 +36,11 @@ def offered(ctx: Context, proposal: Proposal, manifest: DatasetManifest) -> dict
     """Fields of the Decision: what this site adds to the run's sums, if anything.
 
     Nothing where it lacks the images for it: others count on what it says here, and zeros would
-    leave them alone in a sum.
+    leave them alone in a sum. So nothing either of an external model, whose trainer need not
+    measure anything.
     """
+    if proposal.model.layout is not None:
+        return {}
     least = ctx.settings.minimum_sites
     if not proposal.sums_figures or ctx.settings.share_scores != "sum" or least > MAX_NODES:
         return {}

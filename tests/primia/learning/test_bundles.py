@@ -91,7 +91,7 @@ def test_what_fails_in_a_bundle_is_its_failure(folder, tmp_path: Path):
     config = json.loads(path.read_text())
     config["network_def"] = {"_target_": "nowhere.Network"}
     path.write_text(json.dumps(config))
-    with pytest.raises(BundleFailed, match="is missing: .*nowhere"):
+    with pytest.raises(BundleFailed, match=r"is missing: .*nowhere"):
         bundles.read_network(broken)
     with pytest.raises(InvalidInput, match="no MONAI bundle"):
         bundles.read_network(tmp_path)
