@@ -206,7 +206,7 @@ def key_work(plan: Plan) -> tuple[float, float, float]:
     """Bytes of keys; AES blocks to evaluate them, at one party, and to generate them."""
     keys = evaluated = generated = 0.0
     for gate in plan.gates():
-        keys += gate.key.key_bytes(gate.comparisons)
+        keys += gate.key_bytes(1)
         evaluated += gate.comparisons * (gate.key.levels + 1)
         generated += gate.comparisons * (4 * gate.key.levels + 2)
     return keys, evaluated, generated

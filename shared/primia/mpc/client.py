@@ -117,16 +117,16 @@ class Client:
             self._let_go()
             return None
         gate = self._gates[number]
-        masked = Masked.parse(data, gate, batch * gate.comparisons)
+        masked = Masked.parse(data, gate, batch * gate.count)
         try:
-            choices = client_answer(
+            answer = client_answer(
                 gate, (self._half.seed, number), masked, self._keys, self._evaluator
             )
         except BaseException:
             self.close()  # the keys have been used: the session is broken
             raise
         self._next = number + 1
-        return frame(Kind.REQUEST, self._session_id, self._next, [choices.write(gate)])
+        return frame(Kind.REQUEST, self._session_id, self._next, [answer.write(gate)])
 
     def result(self) -> NDArray[np.float64] | NDArray[np.int64]:
         """Scores, float64 (N, classes), or labels, int64 (N,)."""

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from primia.mpc.material import half_size
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
+from primia.mpc.securenn.layout import steps
 
 # Seconds a comparison: dealt and both halves written; online, both parties (fss); online, all
 # three parties side by side on two cores (securenn).
 _DEALING = 4e-7
 _ONLINE = 2.5e-7
 _STREAMED = 9e-7
-# SecureNN (docs/securenn.md): bytes a comparison over each of the three links, rounds a gate.
+# SecureNN (docs/securenn.md): bytes a comparison over each of the three links, rounds a step.
 _STREAMED_BYTES = 180
 _STREAMED_ROUNDS = 9
 # Requests that open a session, reserve a deal and fetch a half.
@@ -54,11 +55,12 @@ def fss_seconds(plan: Plan, batch: int, network: Network, *, kept: bool) -> floa
 
 def securenn_seconds(plan: Plan, batch: int, network: Network) -> float:
     """A round costs one one-way delay of the slower link."""
-    bill = plan.bill(batch)
-    rounds = _STREAMED_ROUNDS * len(plan.gates()) + _linear_depth(plan) + 1
-    size = _STREAMED_BYTES * bill.comparisons
+    found = list(steps(plan, batch))
+    comparisons = sum(step.count for step in found)
+    rounds = _STREAMED_ROUNDS * len(found) + _linear_depth(plan) + 1
+    size = _STREAMED_BYTES * comparisons
     slower = max(link.seconds(rounds / 2, size) for link in (network.owner, network.dealer))
-    return slower + bill.comparisons * _STREAMED
+    return slower + comparisons * _STREAMED
 
 
 def _linear_depth(plan: Plan) -> int:

@@ -7,6 +7,7 @@ plan's depth. D learns shapes only and takes no part online; it never imports a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ from primia.mpc.material import (
 )
 from primia.mpc.operations import Gate, Linear, Shape
 from primia.mpc.plan import Plan
+from primia.mpc.selection import BITS, compared_lanes, corrections, factors
 from primia.mpc.sinks import HashedSink, Sinks, pipeline
 from primia.mpc.walk import Value, walk
 from primia.prg import SEED_BYTES, Seed
@@ -124,13 +126,14 @@ class _Dealer:
         gate: Gate,
         inputs: Sequence[Value],
     ) -> Generator[bytes, memoryview, Sequence[Ring]]:
-        count = self._batch * gate.comparisons
+        count = self._batch * gate.count
         p0, p1 = (GateStreams(seed, number) for seed in self._seeds)
         for start, stop in blocks(count):
             block = deal_block(gate, stop - start, p0, p1, self._generator)
             for words in block.corrections:
                 self._p0.words(words)
-            self._common.array(block.keys)
+            for keys in block.keys:
+                self._common.array(keys)
         yield from ()
         fresh = GateStreams(self._seeds[1], number)
         return [fresh.words("mask", count, payload) for payload in range(gate.payloads)]
@@ -138,48 +141,57 @@ class _Dealer:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DealtBlock:
-    """P0's corrections in their order, (count,) each, and the block's comparison keys."""
+    """P0's corrections in their order, (count,) each, and the keys of each comparison."""
 
     corrections: list[Ring]
-    keys: NDArray[np.uint8]
+    keys: list[NDArray[np.uint8]]
 
 
 def deal_block(
     gate: Gate, count: int, p0: GateStreams, p1: GateStreams, generator: KeyGenerator
 ) -> DealtBlock:
     """One block of a gate: what the two parties' streams of it do not give."""
-    choice, flag = p0.bits("choice", count), p1.bits("flag", count).astype(np.uint32)
-    corrections: list[Ring] = []
-    keys = np.empty(gate.key.block_bytes(count), dtype=np.uint8)
-    keys[len(keys) - gate.key.padding(count) :] = 0
-    for payload in range(gate.payloads):
-        r0, r1 = (streams.words("r", count, payload) for streams in (p0, p1))
-        r = (r0 + r1) & ones(gate.width)
-        if payload == 0:
-            block = KeyBlock.view(gate.key, count, keys)
-            _write_keys(gate, r, (p0.roots(count), p1.roots(count)), generator, block)
-        if gate.widen:
-            corrections += _widening(gate, r, r1, flag, p1)
-        else:
-            corrections.append(flag * r0 - p1.words("flag_rho", count, payload))
-        pads = [p1.words(f"pad{j}", count, payload) for j in (0, 1)]
-        corrections.append(np.where(choice, pads[1], pads[0]))
-    return DealtBlock(corrections, keys)
+    given = [p1.words("r", count, lane) for lane in range(gate.lanes)]
+    masks = [(p0.words("r", count, i) + r1) & ones(gate.width) for i, r1 in enumerate(given)]
+    keys = []
+    for number, r in enumerate(compared_lanes(gate, masks)):
+        roots = p0.roots(count, number), p1.roots(count, number)
+        keys.append(_keys(gate, r, roots, generator))
+    hidden = {
+        bit: (p0.bits("c", count, number) ^ p1.bits("c", count, number)).astype(np.uint32)
+        for number, bit in enumerate(BITS[: gate.bits])
+    }
+    return DealtBlock(_corrections(gate, masks, given, hidden, p1), keys)
 
 
-def _widening(gate: Gate, r: Ring, r1: Ring, flag: Ring, p1: GateStreams) -> list[Ring]:
-    """P0's shares over Z_2^32 of rho = r and mu = 2^width msb(r), and of c' times those."""
-    count = len(r)
-    rho0 = r - r1
-    mu0 = (sign(gate, r) << np.uint32(gate.width)) - p1.words("mu", count)
-    flag_rho = flag * rho0 - p1.words("flag_rho", count)
-    return [rho0, mu0, flag_rho, flag * mu0 - p1.words("flag_mu", count)]
+def _corrections(
+    gate: Gate, masks: list[Ring], given: list[Ring], hidden: dict[str, Ring], p1: GateStreams
+) -> list[Ring]:
+    """Each item less P1's share of it. ``given``: P1's shares r1; ``hidden``: c by its bit."""
+    count, found = len(masks[0]), []
+    products = {"": np.ones(count, dtype=np.uint32)}
+    for factor in factors(gate):
+        products[factor] = math.prod((hidden[bit] for bit in factor), start=products[""])
+    for item in corrections(gate):
+        value = products[item.factor]
+        if item.times == "r":
+            value = value * masks[item.lane]
+        elif item.times == "mu":
+            value = value * (sign(gate, masks[item.lane]) << np.uint32(gate.width))
+        share = given[item.lane] if item.name == "r" else p1.words(item.name, count, item.lane)
+        found.append(value - share)
+    return found
 
 
-def _write_keys(
-    gate: Gate, r: Ring, roots: tuple[Words, Words], generator: KeyGenerator, out: KeyBlock
-) -> None:
+def _keys(
+    gate: Gate, r: Ring, roots: tuple[Words, Words], generator: KeyGenerator
+) -> NDArray[np.uint8]:
     """Keys of 1 xor msb(r') xor [x < low(r')] with the compared bits r' of r."""
+    key, count = gate.key, len(r)
+    keys = np.empty(key.block_bytes(count), dtype=np.uint8)
+    keys[len(keys) - key.padding(count) :] = 0
     bits = compared_mask(gate, r)
-    constant: Bits = (1 ^ (bits >> np.uint32(gate.key.domain_bits))).astype(np.uint8)
-    generator.generate(gate.key, below_sign(gate.key, bits), constant, roots, out)
+    constant: Bits = (1 ^ (bits >> np.uint32(key.domain_bits))).astype(np.uint8)
+    out = KeyBlock.view(key, count, keys)
+    generator.generate(key, below_sign(key, bits), constant, roots, out)
+    return keys

@@ -1,10 +1,10 @@
 """The messages between P0 and P1 of one session: a header and a payload of a size known beforehand.
 
-    offline    P1 -> P0   plan digest, deal, then delta = y1 + r1 of every gate and payload
+    offline    P1 -> P0   plan digest, deal, then delta = y1 + r1 of every gate's opened values
     accepted   P0 -> P1   nothing
     request 0  P1 -> P0   the masked image x - B
-    response n P0 -> P1   gate n: y + r of every payload, then the bits d
-    request n  P1 -> P0   gate n - 1: the pairs N0, N1 of every payload, then the bits e
+    response n P0 -> P1   gate n: y + r of every opened value, then the bits d
+    request n  P1 -> P0   gate n - 1: m of every payload, then the bits e
     response   P0 -> P1   (the last) P0's share of the result
 
 Ring elements are little-endian; those of a gate take the bits of its ring (``planes``). Bits are
@@ -30,7 +30,7 @@ from primia.mpc.plan import Plan
 from primia.ring import Ring
 
 MAGIC = b"PGIF"
-VERSION = 2
+VERSION = 3
 ID_BYTES = 16
 HEADER_BYTES = 4 + 2 + 2 + ID_BYTES + 4 + 8
 # In the offline payload before the masked shares: the plan's digest and the deal's identifier.
@@ -113,37 +113,45 @@ def response_size(plan: Plan, batch: int, number: int) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Masked:
-    """A gate's response: ``values`` y + r, (payloads, count); ``bits`` d, (count,)."""
+    """A gate's response: ``values`` y + r, (lanes, count); ``bits`` d, (comparisons, count)."""
 
     values: Ring
     bits: Bits
 
     def write(self, gate: Gate) -> bytes:
-        return b"".join([*(planes(v, gate.width) for v in self.values), pack(self.bits)])
+        return _write(self.values, gate.width, self.bits)
 
     @classmethod
     def parse(cls, data: memoryview, gate: Gate, count: int) -> Masked:
-        split = gate.payloads * plane_bytes(count, gate.width)
-        values = many_from_planes(data[:split], gate.payloads, count, gate.width)
-        return cls(values, unpack(data[split:], count))
+        return cls(*_parse(data, gate.lanes, gate.width, gate.bits, count))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Choices:
-    """A gate's request: ``pairs`` N0, N1, (payloads, 2, count); ``bits`` e, (count,)."""
+class Answer:
+    """A gate's request: ``values`` m, (payloads, count); ``bits`` e, (comparisons, count)."""
 
-    pairs: Ring
+    values: Ring
     bits: Bits
 
     def write(self, gate: Gate) -> bytes:
-        lanes = self.pairs.reshape(-1, len(self.bits))
-        return b"".join([*(planes(v, gate.result_width) for v in lanes), pack(self.bits)])
+        return _write(self.values, gate.result_width, self.bits)
 
     @classmethod
-    def parse(cls, data: memoryview, gate: Gate, count: int) -> Choices:
-        split = 2 * gate.payloads * plane_bytes(count, gate.result_width)
-        lanes = many_from_planes(data[:split], 2 * gate.payloads, count, gate.result_width)
-        return cls(lanes.reshape(gate.payloads, 2, count), unpack(data[split:], count))
+    def parse(cls, data: memoryview, gate: Gate, count: int) -> Answer:
+        return cls(*_parse(data, gate.payloads, gate.result_width, gate.bits, count))
+
+
+def _write(values: Ring, width: int, bits: Bits) -> bytes:
+    return b"".join([*(planes(lane, width) for lane in values), *map(pack, bits)])
+
+
+def _parse(
+    data: memoryview, lanes: int, width: int, bits: int, count: int
+) -> tuple[Ring, Bits]:
+    split, size = lanes * plane_bytes(count, width), packed_bytes(count)
+    values = many_from_planes(data[:split], lanes, count, width)
+    parts = [data[split + i * size : split + (i + 1) * size] for i in range(bits)]
+    return values, np.stack([unpack(part, count) for part in parts])
 
 
 def words_to_bytes(values: Ring) -> bytes:

@@ -1,17 +1,15 @@
 """What the parties and the dealer expand from seeds: one independent stream for every item.
 
 P1's seed yields all of P1's masks, so P1 knows its side of every value before the image exists;
-P0's seed yields its halves r0 of the opened masks, its choice bits and its key roots. The weight
-masks A come from a seed of their own, one a model version. Items of a gate, most for every payload:
+P0's seed yields its halves r0 of the opened masks and c0 of the hidden bits, and its key roots. The
+weight masks A come from a seed of their own, one a model version. Items of a gate, numbered:
 
-    r           half of the mask r of an opened value          P0, P1
-    roots       128-bit roots of the comparison keys           P0, P1
-    choice      the bit c of the random oblivious transfer     P0
-    flag        the bit c' that hides P1's comparison bit      P1
-    mu          share of the wrap term                         P1   (widening gates)
-    flag_rho, flag_mu   shares of c' rho0, c' mu0              P1
-    pad0, pad1  the two pads k of the oblivious transfer       P1
-    mask        B', P1's share of the gate's result            P1
+    r           half of the mask r of an opened value               P0, P1
+    roots       128-bit roots of a comparison's keys                P0, P1
+    c           half of the bit c that hides a comparison's bit     P0, P1
+    p, pr, pmu  shares of factors, and of them times r and mu       P1   (``selection``)
+    mu          share of the wrap term mu of an opened value        P1   (widening gates)
+    mask        B', P1's share of a payload of the gate's result    P1
 """
 
 from __future__ import annotations
@@ -34,15 +32,16 @@ class GateStreams:
         self._gate = gate
         self._streams: dict[str, Stream] = {}
 
-    def words(self, item: str, count: int, payload: int = 0) -> Ring:
-        return self._stream(f"{item}.{payload}").words(count)
+    def words(self, item: str, count: int, number: int = 0) -> Ring:
+        return self._stream(f"{item}.{number}").words(count)
 
-    def bits(self, item: str, count: int) -> NDArray[np.uint8]:
+    def bits(self, item: str, count: int, number: int = 0) -> NDArray[np.uint8]:
         """``count`` is a multiple of 8 in all but the last block, so no bit is skipped."""
-        return self._stream(item).bits(count)
+        return self._stream(f"{item}.{number}").bits(count)
 
-    def roots(self, count: int) -> Words:
-        return self._stream("roots").words(4 * count).view("<u8").reshape(count, 2)
+    def roots(self, count: int, number: int = 0) -> Words:
+        words = self._stream(f"roots.{number}").words(4 * count)
+        return words.view("<u8").reshape(count, 2)
 
     def _stream(self, item: str) -> Stream:
         if item not in self._streams:

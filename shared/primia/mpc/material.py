@@ -4,12 +4,14 @@ A deal for a plan and a batch is written as three parts. ``p0``: header, P0's se
 layer what P0's seed cannot give. ``p1``: header and P1's seed. ``common``: header, then the
 comparison keys, the same for both. Half 0 is p0 followed by common, half 1 p1 followed by common.
 
-    linear layer   p0: C0 = A * B - C1                     4 bytes a value of its result
-    widening gate  p0: rho0, mu0, c' rho0, c' mu0, k_c    20 bytes a comparison
-    other gate     p0: c' r0, k_c                          8 bytes a comparison and payload
-    any gate       common: its comparison keys             primia.fss.geometry
+    linear layer    p0: C0 = A * B - C1             4 bytes a value of its result
+    ReLU, widened   p0: primia.mpc.selection       20 bytes a value
+    maximum of 2    p0: primia.mpc.selection        8 bytes a maximum, 12 with two payloads
+    maximum of 3    p0: primia.mpc.selection       44 bytes a maximum, 68 with two payloads
+    any gate        common: its comparison keys    primia.fss.geometry
 
-Gates come in blocks of 2^16 comparisons. Numbers are little-endian; each part is padded with zeros
+Gates come in blocks of 2^16 results; the keys of a block by comparison: all that look at the first
+opened value, at the second, at their difference. Numbers are little-endian; each part is padded with zeros
 to 16 bytes. A half is used for one session and then thrown away.
 """
 
@@ -33,6 +35,7 @@ from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage
 from primia.mpc.operations import Convolution, Dense, Gate
 from primia.mpc.plan import Plan
+from primia.mpc.selection import corrections
 from primia.prg import SEED_BYTES, Seed
 from primia.ring import Ring
 
@@ -40,17 +43,12 @@ Part = Literal["p0", "p1", "common"]
 PARTS: tuple[Part, ...] = ("p0", "p1", "common")
 
 MAGIC = b"PGMH"
-VERSION = 2
+VERSION = 3
 ID_BYTES = 16
 ALIGNMENT = 16
 DIGEST_BYTES = 32
 HEADER_BYTES = 4 + 2 + 2 + DIGEST_BYTES + ID_BYTES + 4 + 4 + SEED_BYTES
 MAX_BATCH = 1 << 12
-
-
-def correction_words(gate: Gate) -> int:
-    """Ring elements of p0 for each comparison of a gate."""
-    return 5 if gate.widen else 2 * gate.payloads
 
 
 def part_size(plan: Plan, batch: int, part: Part) -> int:
@@ -59,10 +57,9 @@ def part_size(plan: Plan, batch: int, part: Part) -> int:
         return HEADER_BYTES
     gates = plan.gates()
     if part == "common":
-        keys = sum(gate.key.key_bytes(batch * gate.comparisons) for gate in gates)
-        return HEADER_BYTES + keys
+        return HEADER_BYTES + sum(gate.key_bytes(batch) for gate in gates)
     shapes = plan.shapes()
-    words = sum(correction_words(gate) * gate.comparisons for gate in gates)
+    words = sum(len(corrections(gate)) * gate.count for gate in gates)
     for op, shape in zip(plan.ops, shapes[1:], strict=True):
         words += math.prod(shape) if isinstance(op, Convolution | Dense) else 0
     return HEADER_BYTES + 4 * batch * words + padding(4 * batch * words)

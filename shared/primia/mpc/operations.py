@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from primia.fss.geometry import KeyShape, packed_bytes
-from primia.mpc.reduction import reduction, window_count
+from primia.mpc.reduction import Reduction, reduction, window_count
 
 RING_BITS = 32
 # Bits of the narrowest value: a sign and one more.
@@ -26,6 +26,8 @@ MAX_TERMS = 1 << 21
 MAX_POOL = 1 << 14
 # A maximum is a tree of comparisons written out as index lists.
 MAX_POOL_SIDE = 32
+# A gate takes the maximum of three values in one request.
+WAYS = 3
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -33,20 +35,38 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Gate:
-    """One nonlinear step: ``comparisons`` an image, one request of the session.
+    """One nonlinear step: ``count`` results an image, one request of the session.
 
+    With two ``ways`` a result is max(y, 0), with three max(u, v, 0), where u - v is compared too.
     Values of Z_2^width are compared with zero, all bits but the ``coarse`` lowest; what is selected
     is ``widen``ed to Z_2^32, or stays in Z_2^width. With coarse > 0 a value near zero may fall to
-    the other side: from 0 to 2^coarse if it is widened, else within 2^(coarse - 1) of zero.
-    ``payloads``: values selected by each comparison (2 in a tournament: the value and its index).
+    the other side: from 0 to 2^coarse if it is widened, else within 2^(coarse - 1) of zero; the
+    larger of three is missed by less than 2^coarse.
+    ``payloads``: values selected together (2 in a tournament: the value and its index).
     """
 
     layer: str
-    comparisons: int
+    count: int
     width: int = RING_BITS
     widen: bool = False
     coarse: int = 0
     payloads: int = 1
+    ways: int = 2
+
+    @property
+    def bits(self) -> int:
+        """Comparisons for each result."""
+        return 1 if self.ways == 2 else 3
+
+    @property
+    def comparisons(self) -> int:
+        """Comparisons an image."""
+        return self.bits * self.count
+
+    @property
+    def lanes(self) -> int:
+        """Values opened for each result: y, or u and v, of every payload."""
+        return self.payloads * (self.ways - 1)
 
     @property
     def key(self) -> KeyShape:
@@ -63,19 +83,24 @@ class Gate:
     def result_width(self) -> int:
         return RING_BITS if self.widen else self.width
 
+    def key_bytes(self, batch: int) -> int:
+        """Of all its comparison keys."""
+        return self.bits * self.key.key_bytes(batch * self.count)
+
     def request_bytes(self, batch: int) -> int:
-        """P1 -> P0: a bit and two pads a payload for every comparison."""
-        count = batch * self.comparisons
-        return packed_bytes(count) + 2 * self.payloads * plane_bytes(count, self.result_width)
+        """P1 -> P0: a number for every payload and a bit for every comparison."""
+        count = batch * self.count
+        numbers = self.payloads * plane_bytes(count, self.result_width)
+        return numbers + self.bits * packed_bytes(count)
 
     def response_bytes(self, batch: int) -> int:
-        """P0 -> P1: a masked value a payload and a bit for every comparison."""
-        count = batch * self.comparisons
-        return packed_bytes(count) + self.payloads * plane_bytes(count, self.width)
+        """P0 -> P1: a number for every opened value and a bit for every comparison."""
+        count = batch * self.count
+        return self.lanes * plane_bytes(count, self.width) + self.bits * packed_bytes(count)
 
     def offline_bytes(self, batch: int) -> int:
         """P1 -> P0, before the image exists."""
-        return self.payloads * plane_bytes(batch * self.comparisons, self.width)
+        return self.lanes * plane_bytes(batch * self.count, self.width)
 
 
 def plane_bytes(count: int, width: int) -> int:
@@ -213,8 +238,8 @@ class Relu:
 class MaxPool:
     """Separable maxima, along the rows and then the columns, in the ring of its input.
 
-    Padding positions are ignored. With ``coarse``, of two values that differ by 2^(coarse - 1) or
-    less either may be chosen.
+    Padding positions are ignored. With ``coarse``, of values that differ by less than 2^coarse any
+    may be chosen at each of its gates.
     """
 
     kind: ClassVar[str] = "max_pool"
@@ -247,11 +272,20 @@ class MaxPool:
     def gates(self, shape: Shape, width: int) -> tuple[Gate, ...]:
         channels, height, columns = shape
         _, _, out_columns = self.shape(shape)
-        across = reduction(columns, self.kernel[1], self.stride[1], self.padding[1])
-        down = reduction(height, self.kernel[0], self.stride[0], self.padding[0])
-        counts = [channels * height * len(level.left) for level in across.levels]
-        counts += [channels * out_columns * len(level.left) for level in down.levels]
-        return tuple(Gate(self.layer, n, width, coarse=self.coarse) for n in counts)
+        across, down = self.trees(height, columns)
+        levels = [(channels * height, level) for level in across.levels]
+        levels += [(channels * out_columns, level) for level in down.levels]
+        return tuple(
+            Gate(self.layer, n * level.count, width, coarse=self.coarse, ways=level.ways)
+            for n, level in levels
+        )
+
+    def trees(self, height: int, columns: int) -> tuple[Reduction, Reduction]:
+        """Maxima along the rows, then along the columns."""
+        return (
+            reduction(columns, self.kernel[1], self.stride[1], self.padding[1], WAYS),
+            reduction(height, self.kernel[0], self.stride[0], self.padding[0], WAYS),
+        )
 
 
 @dataclass(frozen=True)
@@ -346,9 +380,13 @@ OPERATIONS: tuple[type[Operation], ...] = (
 
 
 def tournament(layer: str, classes: int) -> tuple[Gate, ...]:
-    """The gates of ``label``: ceil(log2 classes) deep; exact, the index carried along."""
-    levels = reduction(classes, classes, 1, 0).levels
-    return tuple(Gate(layer, len(level.left), payloads=2) for level in levels)
+    """The gates of ``label``: ceil(log3 classes) deep; exact, the index carried along."""
+    levels = tournament_tree(classes).levels
+    return tuple(Gate(layer, level.count, payloads=2, ways=level.ways) for level in levels)
+
+
+def tournament_tree(classes: int) -> Reduction:
+    return reduction(classes, classes, 1, 0, WAYS)
 
 
 def _image(shape: Shape) -> Shape:

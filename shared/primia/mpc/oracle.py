@@ -35,7 +35,7 @@ from primia.mpc.plan import (
 Integers = NDArray[np.int64]
 # layer, shape -> P1's share of the value that a Narrow of this name reads, in [0, 2^32)
 Shares = Callable[[str, tuple[int, ...]], NDArray[Any]]
-# layer, number of its gate, shape -> that gate's mask r, in [0, 2^32)
+# layer, number of its gate, shape of its opened values -> their masks r, in [0, 2^32)
 Masks = Callable[[str, int, tuple[int, ...]], NDArray[Any]]
 
 

@@ -1,6 +1,7 @@
 """Nonlinear operations in plain integers: exact, or with the masks that make them coarse.
 
-A mask r is a gate's, uniform in [0, 2^32), in the order of the gate's comparisons.
+A mask r is a gate's, uniform in [0, 2^32), in the order of the gate's results; of a maximum of
+three there are two, one before the other.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from primia.mpc.compile_maps import max_pool
 from primia.mpc.operations import Gate, MaxPool, Relu
-from primia.mpc.reduction import Reduction, reduction
+from primia.mpc.reduction import Reduction
 
 Integers = NDArray[np.int64]
-# number of the operation's gate, shape of its values (N, ...) -> its mask r
+# number of the operation's gate, shape of its values, (N, ...) or (2, N, ...) -> their masks r
 Masks = Callable[[int, tuple[int, ...]], NDArray[Any]]
 
 
@@ -26,30 +27,38 @@ def signed(values: Integers, width: int) -> Integers:
     return np.asarray((values + half) % (1 << width) - half)
 
 
-def selected(y: Integers, gate: Gate, r: NDArray[Any]) -> Integers:
-    """y where the gate finds it positive, else 0: from y + r and r without their coarse bits."""
+def positive(y: Integers, gate: Gate, r: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the gate finds y positive: from y + r and r without their coarse bits."""
     size, c = 1 << gate.width, gate.coarse
     r = np.asarray(r, np.int64) % size
     opened = (y + r + gate.centre) % size
     rounded_down = (opened >> c) - (r >> c) - (1 if c else 0)
-    return np.where(signed(rounded_down, gate.width - c) >= 0, y, 0)
+    return signed(rounded_down, gate.width - c) >= 0
+
+
+def selected(values: list[Integers], gate: Gate, r: NDArray[Any]) -> Integers:
+    """What the gate selects of y, or of u and v; ``r`` in the shape of y, or of both stacked."""
+    if gate.ways == 2:
+        return np.where(positive(values[0], gate, r), values[0], 0)
+    (u, v), masks = values, np.asarray(r, np.int64)
+    p, q = positive(u, gate, masks[0]), positive(v, gate, masks[1])
+    s = positive(u - v, gate, masks[0] - masks[1])
+    return np.where(s, np.where(p, u, 0), np.where(q, v, 0))
 
 
 def relu(x: Integers, op: Relu, width: int, masks: Masks | None) -> Integers:
     (gate,) = op.gates(x.shape[1:], width)
     if masks is None or not gate.coarse:
         return np.maximum(x, 0)
-    return selected(x, gate, masks(0, x.shape))
+    return selected([x], gate, masks(0, x.shape))
 
 
 def maxima(x: Integers, op: MaxPool, width: int, masks: Masks | None) -> Integers:
-    """As the parties do it: rows, then columns, pair by pair."""
+    """As the parties do it: rows, then columns, two or three at a time."""
     if masks is None or not op.coarse:
         return max_pool(x, op.kernel, op.stride, op.padding)
     gates = iter(enumerate(op.gates(x.shape[1:], width)))
-    for axis in (3, 2):
-        at = axis - 2
-        tree = reduction(x.shape[axis], op.kernel[at], op.stride[at], op.padding[at])
+    for axis, tree in zip((3, 2), op.trees(*x.shape[2:]), strict=True):
         x = _axis_maxima(x, axis, tree, gates, masks)
     return x
 
@@ -58,8 +67,9 @@ def _axis_maxima(x: Integers, axis: int, tree: Reduction, gates: Any, masks: Mas
     x = np.take(x, tree.first, axis)
     for level in tree.levels:
         number, gate = next(gates)
-        left, right = np.take(x, level.left, axis), np.take(x, level.right, axis)
-        difference = signed(left - right, gate.width)
-        best = right + selected(difference, gate, masks(number, difference.shape))
+        *others, last = (np.take(x, index, axis) for index in level.candidates)
+        differences = [signed(other - last, gate.width) for other in others]
+        shape = last.shape if gate.ways == 2 else (2, *last.shape)
+        best = last + selected(differences, gate, masks(number, shape))
         x = np.concatenate([best, np.take(x, level.carried, axis)], axis)
     return np.take(x, tree.last, axis)

@@ -18,7 +18,7 @@ from primia.fss.kernel import Evaluator
 from primia.mpc.frames import (
     BINDING_BYTES,
     OFFLINE_STEP,
-    Choices,
+    Answer,
     Kind,
     check_id,
     frame,
@@ -115,7 +115,7 @@ class Owner:
         data = payload(body, Kind.REQUEST, self._session_id, number, size)
         if number:
             gate = self._plan.gates()[number - 1]
-            Choices.parse(data, gate, self._half.batch * gate.comparisons)
+            Answer.parse(data, gate, self._half.batch * gate.count)
         try:
             answer = self._advance(number, data)
         except BaseException:
@@ -204,19 +204,19 @@ class _OwnerSide:
     def gate(
         self, number: int, gate: Gate, inputs: Sequence[Value]
     ) -> Generator[bytes, memoryview, Sequence[Ring]]:
-        count = self._half.batch * gate.comparisons
+        count = self._half.batch * gate.count
         seed = (self._half.seed, number)
         known = [y for y in inputs if y is not None]
         delta = self._take_delta(gate, count)
-        masked, shares = server_open(gate, seed, known, delta, self._keys, self._evaluator)
+        masked = server_open(gate, seed, known, delta, self._keys, self._evaluator)
         request = yield masked.write(gate)
-        choices = Choices.parse(request, gate, count)
-        return server_close(gate, seed, masked, shares, choices, self._corrections)
+        answer = Answer.parse(request, gate, count)
+        return server_close(gate, seed, masked, answer, self._corrections)
 
     def _take_delta(self, gate: Gate, count: int) -> Ring:
         size = gate.offline_bytes(self._half.batch)
         data, self._deltas = self._deltas[:size], self._deltas[size:]
-        return many_from_planes(data, gate.payloads, count, gate.width)
+        return many_from_planes(data, gate.lanes, count, gate.width)
 
     def close(self) -> None:
         self._deltas = memoryview(b"")

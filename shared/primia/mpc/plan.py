@@ -55,7 +55,7 @@ __all__ = [
     "SumPool",
 ]
 
-VERSION = 2
+VERSION = 3
 RESULTS = ("scores", "label")
 # Bounds on what a peer may ask of us: several times a ResNet-152 at 224 x 224.
 MAX_JSON_BYTES = 1 << 20
@@ -175,7 +175,7 @@ class Plan:
         return Bill(
             batch=batch,
             comparisons=batch * sum(gate.comparisons for gate in gates),
-            key_bytes=sum(gate.key.key_bytes(batch * gate.comparisons) for gate in gates),
+            key_bytes=sum(gate.key_bytes(batch) for gate in gates),
             offline_bytes=sum(gate.offline_bytes(batch) for gate in gates),
             request_bytes=4 * batch * math.prod(self.input_shape)
             + sum(gate.request_bytes(batch) for gate in gates),

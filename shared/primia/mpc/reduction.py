@@ -1,14 +1,15 @@
-"""Maxima of windows as a tree of pairwise maxima: pure index arithmetic on one axis.
+"""Maxima of windows as a tree of maxima of two or three: pure index arithmetic on one axis.
 
 Used for separable pooling (rows, then columns) and for the tournament of ``label``. A bundle is
-the list of candidates still alive; a level compares pairs of neighbours and carries the odd ones
-over. Candidates of one window keep their order, so a tie can go to the first of them.
+the list of candidates still alive; a level compares neighbours and carries those that are left
+alone. Candidates of one window keep their order, so a tie can go to the first of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,22 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The next bundle is max(bundle[left], bundle[right]) followed by bundle[carried]."""
+    """The next bundle is the maxima of bundle[c], c in ``candidates``, then bundle[carried].
 
-    left: Index
-    right: Index
+    ``candidates``: two or three indices, the first before the second before the third.
+    """
+
+    candidates: tuple[Index, ...]
     carried: Index
+
+    @property
+    def count(self) -> int:
+        """Maxima of this level."""
+        return len(self.candidates[0])
+
+    @property
+    def ways(self) -> int:
+        return len(self.candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +52,10 @@ def window_count(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 @lru_cache(maxsize=256)  # a plan asks for the same few trees again and again; they are read-only
-def reduction(size: int, kernel: int, stride: int, padding: int) -> Reduction:
+def reduction(size: int, kernel: int, stride: int, padding: int, ways: int = 2) -> Reduction:
     """The maxima of all windows of an axis. Padding positions are never compared.
 
-    Depth: ceil(log2 kernel) levels.
+    ``ways``: candidates that a level compares at most. Depth: ceil(log_ways kernel) levels.
     """
     starts = [stride * j - padding for j in range(window_count(size, kernel, stride, padding))]
     ranges = [range(max(0, start), min(size, start + kernel)) for start in starts]
@@ -53,25 +65,35 @@ def reduction(size: int, kernel: int, stride: int, padding: int) -> Reduction:
         windows.append(list(range(base, base + len(window))))
         base += len(window)
     levels = []
-    while max(len(window) for window in windows) > 1:
-        level, windows = _compare(windows)
+    while (largest := max(len(window) for window in windows)) > 1:
+        level, windows = _compare(windows, _together(largest, ways))
         levels.append(level)
     return Reduction(_index(first), tuple(levels), _index([window[0] for window in windows]))
 
 
-def _compare(windows: list[list[int]]) -> tuple[Level, list[list[int]]]:
-    pairs = [pair for window in windows for pair in zip(window[::2], window[1::2], strict=False)]
-    carried = [window[-1] for window in windows if len(window) % 2]
-    level = Level(
-        _index([left for left, _ in pairs]), _index([right for _, right in pairs]), _index(carried)
-    )
-    winners, survivors = iter(range(len(pairs))), iter(range(len(pairs), len(pairs) + len(carried)))
-    after = [
-        [next(winners) for _ in range(len(window) // 2)]
-        + [next(survivors) for _ in range(len(window) % 2)]
-        for window in windows
-    ]
-    return level, after
+def _together(largest: int, ways: int) -> int:
+    """How many candidates to compare at once: two, which is less work, where the depth allows."""
+    behind = 1  # candidates that the levels behind this one can take
+    while ways * behind < largest:
+        behind *= ways
+    return 2 if -(-largest // 2) <= behind else ways
+
+
+def _compare(windows: list[list[int]], together: int) -> tuple[Level, list[list[int]]]:
+    """A window's last group may lack candidates: its last one then stands in for them."""
+    groups: list[list[int]] = []
+    carried: list[int] = []
+    sizes = []
+    for window in windows:
+        parts = [window[at : at + together] for at in range(0, len(window), together)]
+        alone = parts.pop() if len(parts[-1]) == 1 else []
+        groups += [part + part[-1:] * (together - len(part)) for part in parts]
+        carried += alone
+        sizes.append((len(parts), len(alone)))
+    winners, survivors = iter(range(len(groups))), iter(range(len(groups), len(groups) + len(carried)))
+    after = [[*islice(winners, won), *islice(survivors, kept)] for won, kept in sizes]
+    candidates = tuple(_index([group[place] for group in groups]) for place in range(together))
+    return Level(candidates, _index(carried)), after
 
 
 def _index(values: list[int]) -> Index:

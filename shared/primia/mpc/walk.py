@@ -26,9 +26,10 @@ from primia.mpc.operations import (
     Relu,
     Shape,
     SumPool,
+    tournament_tree,
 )
 from primia.mpc.plan import Plan
-from primia.mpc.reduction import Reduction, reduction
+from primia.mpc.reduction import Reduction
 from primia.ring import Ring, Window, sum_pool
 
 Value = Ring | None
@@ -47,8 +48,9 @@ class Side(Protocol):
     def gate(
         self, number: int, gate: Gate, inputs: Sequence[Value]
     ) -> Generator[bytes, memoryview, Sequence[Ring]]:
-        """For every payload y, this side's share of y where the first is not negative.
+        """This side's share of what the gate selects, a payload each.
 
+        ``inputs``: y of every payload, or u and v of every payload; the first payload decides.
         Shares of Z_2^n with n < 32 may carry anything above their n bits, in and out.
         """
 
@@ -105,9 +107,7 @@ def _apply(
 def _max_pool(
     op: MaxPool, side: Side, x: Value, shape: Shape, gates: Numbered
 ) -> Generator[bytes, memoryview, Value]:
-    for axis in (3, 2):
-        at = axis - 2
-        tree = reduction(shape[axis], op.kernel[at], op.stride[at], op.padding[at])
+    for axis, tree in zip((3, 2), op.trees(*shape[2:]), strict=True):
         (x,) = yield from _maxima(side, [x], shape, axis, tree, gates)
         shape = _resized(shape, axis, len(tree.last))
     return x
@@ -119,7 +119,7 @@ def _label(
     """The index of the largest score; the first of equals, as argmax."""
     batch, classes = shape
     index = np.broadcast_to(np.arange(classes, dtype=np.uint32), shape)
-    tree = reduction(classes, classes, 1, 0)
+    tree = tournament_tree(classes)
     _, label = yield from _maxima(side, [scores, side.public(index)], shape, 1, tree, gates)
     return _lift(lambda a: a.reshape(batch), label)
 
@@ -129,20 +129,23 @@ def _maxima(
 ) -> Generator[bytes, memoryview, list[Value]]:
     """Maxima of the first value's windows along an axis; the other values follow its choice.
 
-    max(a, b) = b + [a - b >= 0] (a - b): a tie keeps a, the one that comes first.
+    max(a, b) = b + max(a - b, 0), max(a, b, c) = c + max(a - c, b - c, 0): a tie keeps the one
+    that comes first.
     """
     bundle = [_take(x, tree.first, axis) for x in values]
     for level in tree.levels:
-        left = [_take(x, level.left, axis) for x in bundle]
-        right = [_take(x, level.right, axis) for x in bundle]
+        *others, last = level.candidates
+        lasts = [_take(x, last, axis) for x in bundle]
         differences = [
-            _lift(lambda a, b: (a - b).ravel(), a, b) for a, b in zip(left, right, strict=True)
+            _lift(lambda a, b: (a - b).ravel(), _take(x, other, axis), b)
+            for x, b in zip(bundle, lasts, strict=True)
+            for other in others
         ]
         chosen = yield from side.gate(*next(gates), differences)
-        pairs = _resized(shape, axis, len(level.left))
+        size = _resized(shape, axis, level.count)
         best = [
-            _lift(lambda b, c: b + c.reshape(pairs), b, c)  # noqa: B023 - called at once
-            for b, c in zip(right, chosen, strict=True)
+            _lift(lambda b, c: b + c.reshape(size), b, c)  # noqa: B023 - called at once
+            for b, c in zip(lasts, chosen, strict=True)
         ]
         carried = [_take(x, level.carried, axis) for x in bundle]
         bundle = [

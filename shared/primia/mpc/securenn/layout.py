@@ -62,7 +62,7 @@ def steps(plan: Plan, batch: int) -> Iterator[Step]:
     if plan.result == "label":
         classes = plan.classes
         for level in reduction(classes, classes, 1, 0).levels:
-            yield Step(batch * len(level.left), 2)
+            yield Step(batch * level.count, 2)
 
 
 def memory_bytes(plan: Plan, batch: int) -> int:
@@ -88,12 +88,12 @@ def _counts(op: Operation, shape: Shape) -> Iterator[int]:
     elif isinstance(op, MaxPool):
         channels, height, _ = shape
         rows, columns = pool_trees(op, shape)
-        yield from (channels * height * len(level.left) for level in rows.levels)
-        yield from (channels * len(rows.last) * len(level.left) for level in columns.levels)
+        yield from (channels * height * level.count for level in rows.levels)
+        yield from (channels * len(rows.last) * level.count for level in columns.levels)
 
 
 def pool_trees(op: MaxPool, shape: Shape) -> tuple[Reduction, Reduction]:
-    """Maxima along the rows, then along the columns."""
+    """Maxima of two along the rows, then along the columns (the gates of a plan take three)."""
     _, height, width = shape
     return (
         reduction(width, op.kernel[1], op.stride[1], op.padding[1]),

@@ -98,8 +98,9 @@ def _maxima(
     follow its choice. max(a, b) = b + [a >= b] (a - b): a tie takes a, the one that comes first."""
     bundle = [np.take(x, tree.first, axis) for x in bundle]
     for level in tree.levels:
-        right = [np.take(x, level.right, axis) for x in bundle]
-        gaps = [np.take(x, level.left, axis) - b for x, b in zip(bundle, right, strict=True)]
+        first, second = level.candidates
+        right = [np.take(x, second, axis) for x in bundle]
+        gaps = [np.take(x, first, axis) - b for x, b in zip(bundle, right, strict=True)]
         flat = [gap.ravel() for gap in gaps]
         chosen = yield from select_positive(side.party, next(gates), flat[0], flat)
         best = [b + c.reshape(b.shape) for b, c in zip(right, chosen, strict=True)]

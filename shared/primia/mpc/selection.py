@@ -1,0 +1,126 @@
+"""What a gate selects, from opened and hidden bits: the shares that are dealt, and their use.
+
+A gate selects b y, or of three ways s p u + (1 - s) q v, where the bits p = [u >= 0], q = [v >= 0],
+s = [u - v >= 0] come from comparisons (in ``b y``: p = b, u = y). Of each bit the parties open
+i = b xor c, where c is hidden from both: b = i + (1 - 2i) c. Opened values are y + r. So a product
+of bits and y is linear in
+
+    f, f r    for each *factor* f: products of the c of its bits (the factor 1 is known)
+
+of which both parties hold additive shares: Beaver (CRYPTO 1991), with bits opened as in Boyle,
+Gilboa, Ishai: Secure Computation with Preprocessing via Function Secret Sharing (TCC 2019).
+P1's shares come from its seed; P0's are dealt, ``corrections`` in their order, but for r0.
+
+Widening: the share of -r over Z_2^32 is g mu - rho with rho = r, mu = 2^n msb(r) and
+g = 1 - msb(y + r): -r, and 2^n where y + r wrapped around. So there are f mu as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from primia.fss.kernel import Bits
+from primia.mpc.masks import sign
+from primia.mpc.operations import Gate
+from primia.ring import Ring
+
+_ONE = np.uint32(1)
+
+# The bits of a gate, in the order of its comparisons, are p, or p, q, s. For each opened value of
+# a payload the factors: none, its own bit, and s, and both.
+FACTORS = {2: (("", "p"),), 3: (("", "p", "s", "ps"), ("", "q", "s", "qs"))}
+BITS = "pqs"
+
+
+class Item(NamedTuple):
+    """Something shared: a factor, or with ``times`` "r" or "mu" its product with those of a lane,
+    which is an opened value's number."""
+
+    factor: str
+    times: str = ""
+    lane: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of P1's stream, together with the lane."""
+        return self.factor + self.times
+
+
+Shares = Callable[[Item], Ring]  # a party's share of an item, (count,)
+
+
+def factors(gate: Gate) -> tuple[str, ...]:
+    """All but 1, each once."""
+    return tuple(dict.fromkeys(f for lane in FACTORS[gate.ways] for f in lane if f))
+
+
+def corrections(gate: Gate) -> list[Item]:
+    """What is dealt to P0, in the order of its use."""
+    found = [Item(factor) for factor in factors(gate)]
+    for lane in range(gate.lanes):
+        for factor in FACTORS[gate.ways][lane % (gate.ways - 1)]:
+            if factor or gate.widen:
+                found.append(Item(factor, "r", lane))
+            if gate.widen:
+                found.append(Item(factor, "mu", lane))
+    return found
+
+
+def compared_lanes(gate: Gate, lanes: Sequence[Ring]) -> tuple[Ring, ...]:
+    """What the comparisons look at: y, or u, v and u - v; of opened values, or of their masks."""
+    if gate.ways == 2:
+        return (lanes[0],)
+    return lanes[0], lanes[1], lanes[0] - lanes[1]
+
+
+def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -> list[Ring]:
+    """This party's share of what is selected, (count,) a payload.
+
+    ``opened``: y + r, (lanes, count), below 2^width; ``bits``: i, (comparisons, count).
+    ``shares``: this party's, asked for in the order of ``corrections``.
+    """
+    numbers = bits.astype(np.uint32)
+    known = {factor: shares(Item(factor)) for factor in factors(gate)}
+    chosen = []
+    for lane, value in enumerate(opened):
+        at = lane % (gate.ways - 1)
+        wrapped = _ONE - sign(gate, value) if gate.widen else None
+        products = []
+        for factor in FACTORS[gate.ways][at]:
+            masked = shares(Item(factor, "r", lane))
+            if factor:
+                product = value * known[factor]
+                product -= masked
+            else:  # P0's share of 1 is 1, P1's 0
+                product = value - masked if party == 0 else np.negative(masked)
+            if wrapped is not None:
+                product += wrapped * shares(Item(factor, "mu", lane))
+            products.append(product)
+        for bit in _deciding(gate, at, numbers):
+            products = [
+                _decide(bit, one, hidden)
+                for one, hidden in zip(products[::2], products[1::2], strict=True)
+            ]
+        chosen += products
+    if gate.ways == 2:
+        return chosen
+    return [u + v for u, v in zip(chosen[::2], chosen[1::2], strict=True)]
+
+
+def _deciding(gate: Gate, lane: int, numbers: Ring) -> tuple[Ring, ...]:
+    """The opened bits on which a value depends: its own, and s, or 1 - s = (1 - i) xor c."""
+    if gate.ways == 2:
+        return (numbers[0],)
+    return (numbers[0], numbers[2]) if lane == 0 else (numbers[1], _ONE - numbers[2])
+
+
+def _decide(bit: Ring, one: Ring, hidden: Ring) -> Ring:
+    """b x = i x + (1 - 2i) c x, from ``one``, the share of x, and ``hidden``, that of c x."""
+    one -= hidden
+    one -= hidden
+    one *= bit
+    one += hidden
+    return one
