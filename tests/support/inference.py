@@ -106,12 +106,16 @@ class Session:
         return side.heard
 
     def masks(self):
-        """r of the first payload of every gate, by layer and the gate's number there."""
+        """r of the first payload of every gate, by layer and the gate's number there; of a maximum
+        of three both of them, (2, count)."""
         seeds = [seed(self.root).derive(party) for party in ("p0", "p1")]
         found = {}
         for i, gate in enumerate(self.plan.gates()):
-            count = self.batch * gate.comparisons
-            halves = [GateStreams(half, i).words("r", count) for half in seeds]
+            count = self.batch * gate.count
+            halves = [
+                np.stack([GateStreams(half, i).words("r", count, u) for u in range(gate.ways - 1)])
+                for half in seeds
+            ]
             number = sum(1 for layer, _ in found if layer == gate.layer)
             found[gate.layer, number] = halves[0] + halves[1]
         return found

@@ -145,9 +145,7 @@ def _write(values: Ring, width: int, bits: Bits) -> bytes:
     return b"".join([*(planes(lane, width) for lane in values), *map(pack, bits)])
 
 
-def _parse(
-    data: memoryview, lanes: int, width: int, bits: int, count: int
-) -> tuple[Ring, Bits]:
+def _parse(data: memoryview, lanes: int, width: int, bits: int, count: int) -> tuple[Ring, Bits]:
     split, size = lanes * plane_bytes(count, width), packed_bytes(count)
     values = many_from_planes(data[:split], lanes, count, width)
     parts = [data[split + i * size : split + (i + 1) * size] for i in range(bits)]

@@ -131,7 +131,7 @@ def _compare(
     """
     key, count = gate.key, values.shape[1]
     hidden = np.empty((gate.bits, count), dtype=np.uint8)
-    for number, lane in enumerate(compared_lanes(gate, values)):
+    for number, lane in enumerate(compared_lanes(gate, list(values))):
         seen = compared(gate, lane)
         block = KeyBlock.view(key, count, keys.take(key.block_bytes(count)))
         roots = streams.roots(count, number)

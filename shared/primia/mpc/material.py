@@ -11,8 +11,8 @@ comparison keys, the same for both. Half 0 is p0 followed by common, half 1 p1 f
     any gate        common: its comparison keys    primia.fss.geometry
 
 Gates come in blocks of 2^16 results; the keys of a block by comparison: all that look at the first
-opened value, at the second, at their difference. Numbers are little-endian; each part is padded with zeros
-to 16 bytes. A half is used for one session and then thrown away.
+opened value, at the second, at their difference. Numbers are little-endian; each part is padded
+with zeros to 16 bytes. A half is used for one session and then thrown away.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage
-from primia.mpc.operations import Convolution, Dense, Gate
+from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
 from primia.mpc.selection import corrections
 from primia.prg import SEED_BYTES, Seed

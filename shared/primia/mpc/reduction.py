@@ -90,7 +90,10 @@ def _compare(windows: list[list[int]], together: int) -> tuple[Level, list[list[
         groups += [part + part[-1:] * (together - len(part)) for part in parts]
         carried += alone
         sizes.append((len(parts), len(alone)))
-    winners, survivors = iter(range(len(groups))), iter(range(len(groups), len(groups) + len(carried)))
+    winners, survivors = (
+        iter(range(len(groups))),
+        iter(range(len(groups), len(groups) + len(carried))),
+    )
     after = [[*islice(winners, won), *islice(survivors, kept)] for won, kept in sizes]
     candidates = tuple(_index([group[place] for group in groups]) for place in range(together))
     return Level(candidates, _index(carried)), after

@@ -25,7 +25,7 @@ def test_a_deal_at_hand_leaves_the_requests_and_the_bytes_between_the_parties():
 def test_without_a_deal_the_material_comes_over_the_dealers_link():
     networks = Network(FAST, FAST), Network(FAST, NARROW)
     wide, narrow = (fss_seconds(PLAN, 1, network, kept=False) for network in networks)
-    assert narrow - wide == pytest.approx(467.2e6 * (1 / 12.5e6 - 1e-9), rel=0.01)
+    assert narrow - wide == pytest.approx(566.0e6 * (1 / 12.5e6 - 1e-9), rel=0.01)
 
 
 def test_securenn_pays_for_its_rounds():

@@ -46,11 +46,15 @@ def test_sizes_are_known_beforehand(parts):
     assert part_size(PLAN, 2, "p1") == HEADER_BYTES, "P1's side of everything follows from a seed"
 
 
-def test_p0_gets_c0_and_twenty_or_eight_bytes_a_comparison():
+def test_p0_gets_c0_and_twenty_eight_or_forty_four_bytes_a_result():
     shapes, gates = PLAN.shapes(), PLAN.gates()
     linear = [shape for op, shape in zip(PLAN.ops, shapes[1:], strict=True) if "out" in repr(op)]
     words = sum(math.prod(shape) for shape in linear)
-    words += sum((5 if gate.widen else 2 * gate.payloads) * gate.comparisons for gate in gates)
+    each = [
+        5 if gate.widen else {(2, 1): 2, (3, 2): 17}[gate.ways, gate.payloads] for gate in gates
+    ]
+    assert sorted(each) == [2, 2, 5, 17]
+    words += sum(n * gate.count for n, gate in zip(each, gates, strict=True))
     size = part_size(PLAN, 3, "p0") - HEADER_BYTES
     assert 0 <= size - 3 * 4 * words < 16
 
@@ -80,8 +84,8 @@ def test_a_deal_is_streamed_layer_by_layer():
     sinks = Sinks(*(Chunks() for _ in range(3)))
     deal(plan, 1, seed(1), DEAL, sinks)
     assert sum(sinks.common.sizes) == part_size(plan, 1, "common")
-    assert len(sinks.common.sizes) == 1 + len(plan.gates())
-    largest = max(gate.key.key_bytes(gate.comparisons) for gate in plan.gates())
+    assert len(sinks.common.sizes) == 1 + sum(gate.bits for gate in plan.gates())
+    largest = max(gate.key.key_bytes(gate.count) for gate in plan.gates())
     assert max(sinks.common.sizes) == largest
     assert max(sinks.p0.sizes) == 4 * max(math.prod(shape) for shape in plan.shapes())
 

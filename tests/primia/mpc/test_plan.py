@@ -51,26 +51,27 @@ def test_shapes_scales_and_widths():
 def test_gates_of_a_pool_never_compare_padding():
     """3 x 3, stride 2, padding 1 on 5 x 4: the first windows have two rows and two columns."""
     gates = [gate for gate in example().gates() if gate.layer == "layer1"]
-    rows = [6 * 5 * 2, 6 * 5 * 1]  # per row: windows {0,1}, {1,2,3}
-    columns = [6 * 2 * 3, 6 * 2 * 1]  # per column: {0,1}, {1,2,3}, {3,4}
-    assert [gate.comparisons for gate in gates] == [*rows, *columns]
+    rows = 6 * 5 * 2  # per row: windows {0,1}, {1,2,3}
+    columns = 6 * 2 * 3  # per column: {0,1}, {1,2,3}, {3,4}
+    assert [gate.count for gate in gates] == [rows, columns]
+    assert {gate.ways for gate in gates} == {3}
+    assert [gate.comparisons for gate in gates] == [3 * rows, 3 * columns]
 
 
 def test_gates_of_a_label_are_a_tournament():
     gates = [gate for gate in example().gates() if gate.layer == "label"]
-    assert [gate.comparisons for gate in gates] == [2, 1, 1]
+    assert [(gate.count, gate.ways) for gate in gates] == [(2, 2), (1, 3)]  # of five classes
     assert {gate.payloads for gate in gates} == {2}
 
 
 def test_the_bill_adds_up():
     plan = resnet18(224)
     bill = plan.bill(2)
-    assert bill.comparisons == 2 * 2_899_456
-    assert bill.requests == 22
-    relus, pools = 1_705_984, 1_193_472
-    assert relus + pools == 2_899_456
-    # bits of a ReLU: v, delta of 17, two pads of 32, d, e; of a maximum: four of 17, d, e
-    bits = relus * (2 * 17 + 2 * 32 + 2) + pools * (4 * 17 + 2)
+    relus, pools = 1_705_984, 602_112
+    assert bill.comparisons == 2 * (relus + 3 * pools) == 2 * 3_512_320
+    assert bill.requests == 20
+    # bits of a ReLU: v, delta of 17, m of 32, d, e; of a maximum of three: five of 17, three d, e
+    bits = relus * (2 * 17 + 32 + 2) + pools * (5 * 17 + 6)
     payload = bill.request_bytes + bill.response_bytes + bill.offline_bytes
     assert payload == 2 * (bits // 8 + 4 * 3 * 224 * 224 + 4 * 3)
     # 16 bits below the sign: 9 levels of 16 bytes and a bit, a leaf of 16 bytes
@@ -157,7 +158,7 @@ def test_plans_that_do_not_hold_together_are_refused(ops, reason):
         {"bits": 0},
         {"bits": 31},
         {"result": "image"},
-        {"version": 1},
+        {"version": 2},
         {"ring_bits": 64},
     ],
 )

@@ -105,12 +105,12 @@ def test_every_message_has_its_stated_size():
     assert sum(map(len, session.responses)) == bill.response_bytes + HEADER_BYTES * bill.requests
 
 
-def test_resnet_18_takes_22_requests():
+def test_resnet_18_takes_20_requests():
     plan = resnet18(32)
     weights, image = weights_for(plan, 5, 12), image_for(plan, 1)
     session = Session(plan, weights)
     scores = session.run(image)
-    assert len(session.requests) == plan.requests == 22
+    assert len(session.requests) == plan.requests == 20
     expected = plain(plan, weights, fixed(plan, image), session.shares())
     assert np.abs(expected).max() > 2**20  # the values did not die away on their way
     np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
@@ -127,18 +127,36 @@ def test_rounding_costs_little():
 
 def test_messages_take_no_more_bits_than_their_rings():
     plan = resnet18(224)
-    assert plan.requests == 22
-    assert sum(gate.comparisons for gate in plan.gates()) == 2_899_456
+    assert plan.requests == 20
+    assert sum(gate.comparisons for gate in plan.gates()) == 3_512_320
     relus = [gate for gate in plan.gates() if gate.widen]
     pools = [gate for gate in plan.gates() if not gate.widen]
-    assert [len(relus), len(pools)] == [17, 4]
-    for gate in relus:  # v and delta of 17 bits, two pads of 32, d and e
+    assert [len(relus), len(pools)] == [17, 2]
+    for gate in relus:  # v and delta of 17 bits, m of 32, d and e
         assert gate.width == 17
         online = gate.request_bytes(1) + gate.response_bytes(1)
-        assert 8 * online == gate.comparisons * (17 + 64 + 2)
-        assert 8 * gate.offline_bytes(1) == gate.comparisons * 17
-    for gate in pools:  # v and delta of 17 bits, two pads of 17, d and e
+        assert 8 * online == gate.count * (17 + 32 + 2)
+        assert 8 * gate.offline_bytes(1) == gate.count * 17
+    for gate in pools:  # two v and deltas of 17 bits, m of 17, three d and e
+        assert gate.ways == 3
         online = gate.request_bytes(1) + gate.response_bytes(1)
-        assert 8 * online == gate.comparisons * (17 + 2 * 17 + 2)
+        assert 8 * online == gate.count * (2 * 17 + 17 + 6)
+        assert 8 * gate.offline_bytes(1) == gate.count * 2 * 17
     bill = plan.bill(1)
-    assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 33e6
+    assert bill.request_bytes + bill.response_bytes < 16e6
+    assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 22e6
+
+
+def test_a_pooling_of_any_size_equals_the_plain_maximum():
+    """Trees of two- and three-way gates of the least depth, with borders of fewer candidates."""
+    for kernel, gates in [(2, 2), (3, 2), (4, 4), (5, 4), (7, 4), (9, 4), (10, 6)]:
+        b = Builder((1, 12, 11))
+        x = b.relu(b.max_pool(b.conv(0, 2), kernel, 2, kernel // 2))
+        b.head(x, 3)
+        plan = b.plan(6)
+        assert plan.requests == gates + 2
+        weights, image = weights_for(plan, kernel), image_for(plan, 2, kernel)
+        session = Session(plan, weights, 2)
+        scores = session.run(image)
+        expected = plain(plan, weights, fixed(plan, image), session.shares())
+        np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)

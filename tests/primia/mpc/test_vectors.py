@@ -23,8 +23,8 @@ IMAGE = np.linspace(-1, 1, 2 * 16, dtype=np.float64).reshape(2, 1, 4, 4)
 
 def fresh():
     b = Builder((1, 4, 4))
-    b.head(b.relu(b.max_pool(b.conv(0, 1), 3, 2, 1, low=2), 2), 3)
-    plan = b.plan(6, "label")
+    b.head(b.relu(b.max_pool(b.conv(0, 1), 3, 2, 1, low=2), 2), 5)
+    plan = b.plan(6, "label")  # five labels: maxima of two, then of three
     return Session(plan, weights_for(plan, 11), 2)
 
 
