@@ -15,8 +15,8 @@ from primia.mpc.securenn.layout import steps
 
 # Seconds a comparison: dealt and both halves written; online, both parties (fss); online, all
 # three parties side by side on two cores (securenn).
-_DEALING = 4e-7
-_ONLINE = 2.5e-7
+_DEALING = 3.5e-7
+_ONLINE = 2.1e-7
 _STREAMED = 9e-7
 # SecureNN (docs/securenn.md): bytes a comparison over each of the three links, rounds a step.
 _STREAMED_BYTES = 180
