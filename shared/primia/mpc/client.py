@@ -27,11 +27,12 @@ from primia.mpc.frames import (
     response_payload,
     words_to_bytes,
 )
+from primia.mpc.gate_shape import Gate
 from primia.mpc.gates import client_answer, client_prepare
 from primia.mpc.masks import GateStreams, image_mask, result_mask, window
 from primia.mpc.material import Half
 from primia.mpc.opening import parse_opening
-from primia.mpc.operations import Gate, Linear, Shape
+from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
 from primia.ring import LinearMap, Ring

@@ -19,6 +19,7 @@ from primia.fss.geometry import blocks
 from primia.fss.kernel import Bits, KeyBlock, Words
 from primia.fss.kernel import Generator as KeyGenerator
 from primia.fss.kernels import generator as kernel
+from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import (
     GateStreams,
     below_sign,
@@ -39,7 +40,7 @@ from primia.mpc.material import (
     padding,
     part_size,
 )
-from primia.mpc.operations import Gate, Linear, Shape
+from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.selection import BITS, compared_lanes, corrections, factors
 from primia.mpc.sinks import HashedSink, Sinks, pipeline

@@ -25,7 +25,7 @@ from primia.codec import Reader, Writer
 from primia.errors import InvalidInput, MalformedMessage, UnexpectedMessage
 from primia.fss.geometry import packed_bytes
 from primia.fss.kernel import Bits
-from primia.mpc.operations import RING_BITS, Gate, plane_bytes
+from primia.mpc.gate_shape import RING_BITS, Gate, plane_bytes
 from primia.mpc.plan import Plan
 from primia.ring import Ring
 

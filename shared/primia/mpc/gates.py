@@ -24,9 +24,9 @@ import numpy as np
 from primia.fss.geometry import blocks
 from primia.fss.kernel import Bits, Evaluator, KeyBlock
 from primia.mpc.frames import Answer, Masked
+from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import GateStreams, below_sign, compared, ones
 from primia.mpc.material import Cursor
-from primia.mpc.operations import Gate
 from primia.mpc.selection import Item, Shares, compared_lanes, selected
 from primia.prg import Seed
 from primia.ring import Ring

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from primia.fss.geometry import KeyShape
 from primia.fss.kernel import Words
-from primia.mpc.operations import RING_BITS, Convolution, Gate, Linear, Shape
+from primia.mpc.gate_shape import RING_BITS, Gate
+from primia.mpc.operations import Convolution, Linear, Shape
 from primia.prg import Seed, Stream
 from primia.ring import Ring, Window
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia.mpc.compile_maps import max_pool
-from primia.mpc.operations import Gate, MaxPool, Relu
+from primia.mpc.gate_shape import Gate
+from primia.mpc.operations import MaxPool, Relu
 from primia.mpc.reduction import Reduction
 
 Integers = NDArray[np.int64]

@@ -28,11 +28,12 @@ from primia.mpc.frames import (
     request_payload,
     words_to_bytes,
 )
+from primia.mpc.gate_shape import Gate
 from primia.mpc.gates import server_close, server_open
 from primia.mpc.masks import window
 from primia.mpc.material import Half
 from primia.mpc.opening import check_weights
-from primia.mpc.operations import Gate, Linear, Shape
+from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
 from primia.mpc.weights import LayerWeights

@@ -17,14 +17,13 @@ from functools import cached_property
 from typing import Any, get_args, get_type_hints
 
 from primia.errors import MalformedMessage
+from primia.mpc.gate_shape import RING_BITS, Gate, tournament
 from primia.mpc.operations import (
     OPERATIONS,
-    RING_BITS,
     Add,
     Convolution,
     Dense,
     Flatten,
-    Gate,
     Linear,
     MaxPool,
     Narrow,
@@ -33,7 +32,6 @@ from primia.mpc.operations import (
     Relu,
     Shape,
     SumPool,
-    tournament,
 )
 
 __all__ = [

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from primia.fss.kernel import Bits
+from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import sign
-from primia.mpc.operations import Gate
 from primia.ring import Ring
 
 _ONE = np.uint32(1)

@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from primia.mpc.gate_shape import Gate, tournament_tree
 from primia.mpc.operations import (
     Add,
     Convolution,
     Dense,
     Flatten,
-    Gate,
     Linear,
     MaxPool,
     Narrow,
@@ -26,7 +26,6 @@ from primia.mpc.operations import (
     Relu,
     Shape,
     SumPool,
-    tournament_tree,
 )
 from primia.mpc.plan import Plan
 from primia.mpc.reduction import Reduction

@@ -9,10 +9,10 @@ from primia.fss.evaluation import NumpyEvaluator
 from primia.fss.generation import NumpyGenerator
 from primia.fss.geometry import BLOCK, blocks
 from primia.mpc.dealer import deal_block
+from primia.mpc.gate_shape import Gate
 from primia.mpc.gates import client_answer, client_prepare, server_close, server_open
 from primia.mpc.masks import GateStreams
 from primia.mpc.material import Cursor
-from primia.mpc.operations import Gate
 from primia.mpc.oracle import to_ring
 from primia.mpc.selection import corrections as dealt
 from tests.support.inference import seed, words

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import ones
-from primia.mpc.operations import Gate
 from primia.mpc.selection import BITS, Item, compared_lanes, corrections, factors, selected
 from tests.support.inference import words
 

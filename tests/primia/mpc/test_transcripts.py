@@ -10,11 +10,11 @@ from scipy.stats import chi2
 
 from primia.fss.evaluation import NumpyEvaluator
 from primia.mpc.frames import BINDING_BYTES, HEADER_BYTES, Answer, Masked, many_from_planes
+from primia.mpc.gate_shape import Gate
 from primia.mpc.gates import client_answer, client_prepare, server_close, server_open
 from primia.mpc.masks import GateStreams
 from primia.mpc.material import Cursor
 from primia.mpc.opening import HEADER_BYTES as OPENING_HEADER
-from primia.mpc.operations import Gate
 from primia.mpc.selection import corrections as dealt
 from primia.mpc.weights import LayerWeights
 from tests.primia.mpc.test_gates import SEEDS, deal
