@@ -1,6 +1,6 @@
 """Encrypted inference through the real services, over slow networks, and CrypTen beside it.
 
-python -m benchmarks.inference [--size 224] [--repeats 5] [--budget 900] [--only GROUP ...]
+python -m benchmarks.inference [--size 224] [--repeats 5] [--budget 2700] [--only GROUP ...]
 Prints a table, writes benchmarks/results/inference.json and plots. Groups: see --help.
 
 Every party is its own processes, over HTTP: crypto provider, model owner, data node. Each figure is
@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import inference_plots
+from benchmarks import inference_limit, inference_plots, inference_sweep
 from benchmarks.bed import groups, models
 from benchmarks.bed.encrypted import Answer, infer
 from benchmarks.bed.report import Report, end_on_signal
 from benchmarks.bed.workbench import MEMBERS, MODEL, NODE, Bench
+from benchmarks.inference_sweep import crypten_counted, network_name
 from benchmarks.peers import crypten
 from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import DEALER, OWNER
@@ -39,19 +40,18 @@ GROUPS = {
     "delay": "10 and 100 ms one way; 100 Mbit/s",
     "calibrated": "the same with calibrated accuracy",
     "securenn": "SecureNN at the same delays, and what FSS saves",
-    "crypten": "CrypTen 0.4.1 as shipped on the same networks",
     "agreement": "labels and logits against the plain model",
-    "breakdown": "one inference at 10 ms one way, step by step",
-    "sweep": "delays 0 to 200 ms and 10 Mbit/s to 10 Gbit/s, for the plots",
+    "breakdown": "one inference at --breakdown-delay one way, step by step",
     "batch": "1 to 64 images in one session",
-    "sides": "images of 28 to 512 pixels a side",
+    "sides": "images of 32 (the least that ResNet-18 takes) to 512 pixels a side",
+    "limit": "AES blocks, bytes and operations over what this machine does of each",
+    "crypten": "CrypTen 0.4.1 as shipped on the same networks",
+    "sweep": "0 to 200 ms, 10 Mbit/s to 10 Gbit/s: fss, SecureNN, CrypTen; for the plots",
 }
 # Seconds that CrypTen takes for an image of 224 x 224, preparation included, and what is left of
 # them for smaller ones: whether a row fits into the budget must be known before.
 _CRYPTEN_SECONDS = {(0, 0): 60.0, (10, 0): 60.0, (100, 0): 270.0, (0, 100): 480.0}
 _DELAYS = ((10.0, 2.0), (100.0, 6.5))  # one way, ms; seconds at most
-_SWEEP_DELAYS = (0.0, 25.0, 50.0, 200.0)
-_SWEEP_RATES = (10.0, 30.0, 300.0, 1000.0, 10_000.0)
 
 
 def main() -> None:
@@ -78,7 +78,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=900, help="seconds; what is longer is left")
+    parser.add_argument(
+        "--budget", type=float, default=2700, help="seconds; what is longer is left"
+    )
+    parser.add_argument("--breakdown-delay", type=float, default=10, help="one way, ms")
     parser.add_argument("--threads", type=int, default=1, help="arithmetic threads of a task")
     parser.add_argument("--images", type=int, default=40, help="for the agreement")
     parser.add_argument("--calibration", type=int, default=64, help="images to calibrate on")
@@ -126,31 +129,33 @@ def _delay(bench: Bench) -> None:
     for delay, most in _DELAYS:
         answers = _apart(bench, delay, 0)
         at_most = most if bench.given.size == 224 else None
-        name = _network(delay, 0)
+        name = network_name(delay, 0)
         online = [answer.cost.online_seconds for answer in answers]
         bench.figure("delay", f"online, {name}", "s", online, at_most=at_most)
     online = [answer.cost.online_seconds for answer in _apart(bench, 0, 100)]
-    bench.figure("delay", f"online, {_network(0, 100)}", "s", online)
+    bench.figure("delay", f"online, {network_name(0, 100)}", "s", online)
 
 
 def _apart(
-    bench: Bench, delay: float, mbit: float, repeats: int | None = None, **options: str
+    bench: Bench,
+    delay: float,
+    mbit: float,
+    repeats: int | None = None,
+    *,
+    warm: bool = True,
+    **options: str,
 ) -> list[Answer]:
-    """The lines to the dealer are as slow only where it takes part online."""
+    """The lines to the dealer are as slow only where it takes part online. ``warm``: one more
+    inference before those that count."""
     found = bench.apart
     online_dealer = options.get("protocol") == "securenn"
     bench.network.set(delay, mbit, MEMBERS if online_dealer else PAIR)
     try:
-        infer(found.node(NODE), bench.files[:1], MODEL, 2, **options)
+        if warm:
+            infer(found.node(NODE), bench.files[:1], MODEL, 2, **options)
         return bench.times(found, repeats, **options)
     finally:
         bench.network.set(0, 0)
-
-
-def _network(delay: float, mbit: float) -> str:
-    parts = [f"{delay:g} ms one way"] if delay else []
-    parts += [f"{mbit:g} Mbit/s"] if mbit else []
-    return ", ".join(parts) or "no added delay"
 
 
 def _calibrated(bench: Bench) -> None:
@@ -170,7 +175,7 @@ def _securenn(bench: Bench) -> None:
         repeats = min(3, bench.given.repeats) if delay < 100 else 1
         answers = _apart(bench, delay, mbit, repeats, protocol="securenn")
         online = [answer.cost.online_seconds for answer in answers]
-        name = _network(delay, mbit)
+        name = network_name(delay, mbit)
         bench.figure("securenn", f"online, {name}", "s", online)
         series.append([delay, mbit, float(np.median(online))])
         bench.report.keep("securenn", series)
@@ -192,11 +197,11 @@ def _crypten(bench: Bench) -> None:
     scale = (bench.given.size / 224) ** 2
     series: list[list[float]] = []
     for (delay, mbit), seconds in _CRYPTEN_SECONDS.items():
-        name = _network(delay, mbit)
+        name = network_name(delay, mbit)
         needed = max(30.0, seconds * (scale if mbit else max(scale, delay / 120)))
         if needed > bench.left():
             reason = f"needs about {needed:.0f} s, the budget has {max(0, bench.left()):.0f} s left"
-            bench.missing("crypten", name, reason)
+            _compute_crypten(bench, name, delay, mbit, series, reason)
             continue
         try:
             network = None
@@ -220,6 +225,22 @@ def _crypten(bench: Bench) -> None:
             bench.figure("crypten", "peak memory of a party", "GB", [found.peak_bytes / 1e9])
         series.append([delay, mbit, *found.seconds[-1:], found.rounds, found.bytes])
         bench.report.keep("crypten", series)
+
+
+def _compute_crypten(
+    bench: Bench, name: str, delay: float, mbit: float, series: list[list[float]], reason: str
+) -> None:
+    """What a row that is too slow to be waited for takes by its rounds and bytes."""
+    counted = crypten_counted(series)
+    if counted is None:
+        bench.missing("crypten", name, reason)
+        return
+    seconds, note = counted.over(delay, mbit), f"{counted.told()}; measuring it {reason}"
+    bench.figure("crypten", f"CrypTen as shipped, {name} (computed)", "s", [seconds], note=note)
+    ours = bench.report.find("delay", f"online, {name}")
+    if ours:
+        ratio = [seconds / ours]
+        bench.figure("crypten", f"times faster, {name} (computed)", "", ratio, note=note)
 
 
 _FASTER = {(0, 0): 9, (10, 0): 17, (100, 0): 29, (0, 100): 40}
@@ -278,7 +299,7 @@ def _agreement(bench: Bench) -> None:
 
 def _breakdown(bench: Bench) -> None:
     """The line is the delay there and back; what remains of the wait is the model owner's work."""
-    delay, found = 10.0, bench.apart
+    delay, found = float(bench.given.breakdown_delay), bench.apart
     bench.network.set(delay, 0, PAIR)
     try:
         said = found.run(NODE, "benchmarks.bed.breakdown", MODEL, str(bench.files[0]))
@@ -296,22 +317,15 @@ def _breakdown(bench: Bench) -> None:
         for step in json.loads(line.removeprefix("RESULT "))
     ]
     bench.report.keep("breakdown", rows)
+    option = f"--breakdown-delay={delay:g}"
     for part in ("data node computes", "model owner computes", "line"):
-        bench.figure("breakdown", part, "s", [sum(row[part] for row in rows)])
+        values = [sum(row[part] for row in rows)]
+        note = f"{len(rows)} requests at {network_name(delay, 0)}"
+        bench.figure("breakdown", part, "s", values, option, note=note)
 
 
 def _sweep(bench: Bench) -> None:
-    points = [(delay, 0.0) for delay in _SWEEP_DELAYS] + [(0.0, rate) for rate in _SWEEP_RATES]
-    series = []
-    for delay, mbit in points:
-        if bench.left() < 60:
-            bench.missing("sweep", _network(delay, mbit), "the budget is used up")
-            continue
-        answers = _apart(bench, delay, mbit, min(2, bench.given.repeats))
-        online = [answer.cost.online_seconds for answer in answers]
-        bench.figure("sweep", f"online, {_network(delay, mbit)}", "s", online)
-        series.append([delay, mbit, float(np.median(online))])
-        bench.report.keep("sweep", series)
+    inference_sweep.sweep(bench, _apart)
 
 
 def _batch(bench: Bench) -> None:
@@ -327,7 +341,8 @@ def _batch(bench: Bench) -> None:
             continue
         files = (bench.files * 64)[:batch]
         answers = [
-            infer(found.node(NODE), files, "batches", 2) for _ in range(min(3, bench.given.repeats))
+            infer(found.node(NODE), files, "batches", 2)
+            for _ in range(min(3 if batch < 16 else 1, bench.given.repeats))
         ]
         online = [answer.cost.online_seconds / batch for answer in answers]
         bench.figure("batch", f"online an image, {batch} images of 64", "s", online)
@@ -347,7 +362,7 @@ def _sides(bench: Bench) -> None:
         bench.serve(found, f"side-{side}", spec, models.untrained(spec, bench.pictures))
         answers = [
             infer(found.node(NODE), bench.files[:1], f"side-{side}", 2)
-            for _ in range(min(3, bench.given.repeats) + 1)
+            for _ in range(min(3 if side < 384 else 1, bench.given.repeats) + 1)
         ][1:]
         online = [answer.cost.online_seconds for answer in answers]
         bench.figure("sides", f"online, {side} pixels a side", "s", online)
@@ -363,12 +378,13 @@ _RUN: Mapping[str, Callable[[Bench], None]] = {
     "delay": _delay,
     "calibrated": _calibrated,
     "securenn": _securenn,
-    "crypten": _crypten,
     "agreement": _agreement,
     "breakdown": _breakdown,
-    "sweep": _sweep,
     "batch": _batch,
     "sides": _sides,
+    "limit": inference_limit.limit,
+    "crypten": _crypten,
+    "sweep": _sweep,
 }
 
 

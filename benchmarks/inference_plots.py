@@ -12,7 +12,6 @@ from benchmarks.bed.report import RESULTS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 
 Row = list[float]
 
@@ -38,7 +37,7 @@ def _systems(document: dict[str, Any]) -> tuple[dict[str, list[Row]], dict[str, 
     """System -> [(delay or rate, seconds)]."""
     series = document["series"]
     measured = {"fss": _ours(document) + series.get("sweep", [])}
-    measured["SecureNN"] = series.get("securenn", [])
+    measured["SecureNN"] = series.get("securenn", []) + series.get("sweep_securenn", [])
     measured["CrypTen"] = [row[:3] for row in series.get("crypten", [])]
     delays = {
         system: sorted([row[0], row[2]] for row in rows if not row[1])
@@ -73,23 +72,22 @@ def _lines(
     for (system, points), colour in zip(systems.items(), ("C0", "C2", "C3"), strict=True):
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=system)
-    if series.get("crypten"):
-        _estimate(axes, series["crypten"][0], systems, rate=name == "rate")
+    for system, colour in (("SecureNN", "C2"), ("CrypTen", "C3")):
+        points = _computed(series, system, systems[system], rate=name == "rate")
+        if points:
+            label_of = f"{system}, from rounds and bytes"
+            axes.plot(*zip(*points, strict=True), "x--", color=colour, alpha=0.5, label=label_of)
     axes.set(xlabel=label, ylabel="online seconds of one image", xscale=scale, yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return _save(figure, f"inference-{name}")
 
 
-def _estimate(axes: Axes, crypten: Row, systems: dict[str, list[Row]], *, rate: bool) -> None:
-    """Where CrypTen takes too long to be waited for: what its rounds and bytes alone add."""
-    _, _, seconds, rounds, sent = crypten
-    places = sorted(point[0] for points in systems.values() for point in points)
-    if rate:
-        values = [seconds + sent / (place * 125_000) for place in places]
-    else:
-        values = [seconds + rounds * place / 1000 for place in places]
-    axes.plot(places, values, "--", color="C3", alpha=0.5, label="CrypTen, from rounds and bytes")
+def _computed(series: dict[str, Any], system: str, measured: list[Row], *, rate: bool) -> list[Row]:
+    """Where a system takes too long to be waited for, joined to what was measured."""
+    rows = [row[1:] for row in series.get("sweep_computed", []) if row[0] == system]
+    places = [[row[1 if rate else 0], row[2]] for row in rows if bool(row[1]) == rate]
+    return sorted([*places, *measured]) if places else []
 
 
 def _scaling(name: str, rows: list[Row], label: str) -> Path:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from primia.client import DataNode
 from primia.messages.inference import Cost, InferenceStatus
 
-_POLL_SECONDS = 0.05
+# A poll costs the node processor time, which the inference would lack; times are the node's own.
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)

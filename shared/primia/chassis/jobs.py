@@ -15,6 +15,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy.orm import Session
 
+from primia.chassis import memory
 from primia.chassis.db import after_commit
 from primia.chassis.telemetry import current_request_id, get_logger, request_scope
 from primia.errors import PrimiaError
@@ -121,7 +122,10 @@ def _runner(name: str, task: Task, context: Callable[[], Context]) -> Callable[.
     def run(row_id: str, request_id: str | None = None) -> None:
         ctx = context()
         with request_scope(request_id):
-            _outcome(ctx, name, row_id, lambda: task(ctx, row_id))
+            try:
+                _outcome(ctx, name, row_id, lambda: task(ctx, row_id))
+            finally:
+                memory.give_back()
 
     return run
 

@@ -18,6 +18,7 @@ from primia.chassis.context import Context, build
 from primia.chassis.service import Service
 from primia.chassis.telemetry import configure_logging, get_logger
 from primia.errors import PrimiaError
+from primia.fss import kernels
 
 log = get_logger(__name__)
 ROLES = ("api", "worker", "beat", "migrate")
@@ -66,6 +67,7 @@ def _api(service: Service, ctx: Context) -> None:
 
 def _worker(service: Service, ctx: Context) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(ctx.settings.threads))
+    log.info("comparisons", kernel=kernels.chosen(ctx.settings.kernel))
     jobs.register(ctx.jobs, lambda: ctx, service.tasks, service.sweeps)
     app = ctx.jobs.celery
     beat = _embedded_beat(app) if ctx.settings.embedded_beat else None

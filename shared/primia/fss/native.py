@@ -32,17 +32,27 @@ Run = Callable[..., None]
 
 
 @functools.cache
-def vector_words() -> int:
-    """128-bit words in the widest vector with AES instructions; 0: no kernel for this machine."""
+def why_not() -> str:
+    """Why there is no kernel for this machine; empty where there is one."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return 0
+        return f"there is a native kernel for x86-64 alone, and this is {platform.machine()}"
     try:
         import llvmlite.binding as llvm
-    except (ImportError, OSError):
+    except (ImportError, OSError) as error:
+        return f"llvmlite, which makes its code, cannot be loaded ({type(error).__name__})"
+    if not llvm.get_host_cpu_features().get("aes", False):
+        return "this processor, or its virtual machine, has no AES instructions (AES-NI)"
+    return ""
+
+
+@functools.cache
+def vector_words() -> int:
+    """128-bit words in the widest vector with AES instructions; 0: no kernel for this machine."""
+    if why_not():
         return 0
+    import llvmlite.binding as llvm
+
     features = llvm.get_host_cpu_features()
-    if not features.get("aes", False):
-        return 0
     if not features.get("vaes", False):
         return 1
     return 4 if features.get("avx512f", False) else 2

@@ -4,7 +4,7 @@ import pytest
 
 from primia.chassis.settings import ServiceSettings
 from primia.errors import UnsafeSettings
-from primia.fss import kernels
+from primia.fss import kernels, native
 
 
 def settings(monkeypatch, tmp_path, kernel):
@@ -25,3 +25,14 @@ def test_native_is_refused_where_the_processor_cannot(monkeypatch, tmp_path):
 def test_an_unknown_kernel_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UnsafeSettings, match="PRIMIA_KERNEL"):
         settings(monkeypatch, tmp_path, "fastest")
+
+
+def test_auto_says_what_it_took_and_why(monkeypatch):
+    monkeypatch.setattr(kernels, "vector_words", lambda: 2)
+    assert kernels.chosen("auto") == "native, 2 words of AES at a time"
+    assert kernels.chosen("numpy") == "numpy, as the settings say"
+    monkeypatch.setattr(kernels, "vector_words", lambda: 0)
+    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(kernels, "why_not", native.why_not.__wrapped__)
+    assert kernels.chosen("auto").startswith("numpy, ")
+    assert kernels.chosen("auto").endswith("for x86-64 alone, and this is aarch64")
