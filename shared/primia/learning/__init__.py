@@ -11,6 +11,7 @@ Without torch, for the web processes too:
 - ``manifest``: ``DatasetManifest``, ``Entry``, ``split``, ``partition``, ``sample``
 - ``datasets``: ``scan_folder``, ``scan_csv``, ``inspect``, ``validate``, ``Problem``, ``safe_path``
 - ``cache``: ``load_pixels(manifest, root, size, channels, folder)``
+- ``programs``: models of users' own, as data; its ``document``, ``shapes``, ``description``
 - ``storage``: ``replacing(target, what)``, a file written whole or not at all
 
 With torch, for workers:
@@ -18,6 +19,7 @@ With torch, for workers:
 - ``vision``: the only door to torchvision and torchmetrics
 - ``models``: ``create_model(spec)``, ``load_model(spec, vector)``, ``flatten``, ``unflatten``,
   ``state_layout(module)``, ``spec_layout(spec)``
+- ``programs.network``, ``programs.file.save_program``; ``bundles``: a site's own MONAI bundle
 - ``training``: ``ImageData.of(pixels, labels, spec)``, ``evaluate(module, data)``,
   ``train_locally(module, data, config, seed)``, ``predict(module, data)``,
   ``local_seed(run_seed, round, node)``
