@@ -11,8 +11,11 @@ import pytest
 import torch
 
 import benchmarks
+from benchmarks import inference
 from benchmarks.bed.link import _Switch
 from benchmarks.bed.report import Figure, choose
+from benchmarks.inference_plots import _computed
+from benchmarks.inference_sweep import Counted, crypten_counted
 from benchmarks.peers.crypten import folded
 
 MODULES = [
@@ -82,3 +85,26 @@ def test_folding_batchnorm_keeps_the_layer():
         weight, bias = (torch.from_numpy(found[f"conv1.{k}"]) for k in ("weight", "bias"))
         got = torch.nn.functional.conv2d(x, weight, bias).numpy()
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_is_too_slow_is_computed_from_what_was_counted():
+    counted = Counted(seconds=38.0, rounds=273, bytes=4e9)
+    assert counted.over(0, 0) == 38
+    assert counted.over(100, 0) == pytest.approx(38 + 27.3)
+    assert counted.over(0, 100) == pytest.approx(38 + 320)
+    assert "computed" in counted.told()
+    measured = [[10, 0, 53.0, 273, 4e9], [0, 0, 38.0, 273, 4e9]]
+    assert crypten_counted(measured) == counted
+    assert crypten_counted(measured[:1]) is None
+
+
+def test_the_plots_tell_computed_rows_from_measured_ones():
+    series = {"sweep_computed": [["CrypTen", 200.0, 0.0, 93.0], ["CrypTen", 0.0, 10.0, 3240.0]]}
+    measured = [[0.0, 38.0]]
+    assert _computed(series, "CrypTen", measured, rate=False) == [[0.0, 38.0], [200.0, 93.0]]
+    assert _computed(series, "CrypTen", [], rate=True) == [[10.0, 3240.0]]
+    assert _computed(series, "SecureNN", measured, rate=False) == []
+
+
+def test_every_group_of_the_inference_benchmark_has_its_code():
+    assert list(inference.GROUPS) == list(inference._RUN)

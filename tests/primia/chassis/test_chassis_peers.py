@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +19,20 @@ MIB = 1 << 20
 
 
 class _Peer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     sent = 0
+    connections = 0
+
+    def setup(self) -> None:
+        super().setup()
+        type(self).connections += 1
 
     def do_GET(self) -> None:
         {"/endless": self._endless, "/bomb": self._bomb, "/no": self._refuse}[self.path]()
 
     def _endless(self) -> None:
         self.send_response(200)
+        self.send_header("Connection", "close")
         self.end_headers()
         for _ in range(200):
             try:
@@ -54,8 +63,9 @@ class _Peer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def client() -> Iterator[PeerClient]:
-    _Peer.sent = 0
+    _Peer.sent = _Peer.connections = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Peer)
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     made = PeerClient(Identity.fresh("node-a"), "owner", f"http://127.0.0.1:{server.server_port}")
@@ -84,3 +94,13 @@ def test_a_compressed_answer_is_not_unpacked(client):
 def test_the_reason_of_a_refusal_is_told(client):
     with pytest.raises(PeerRefused, match="Not for you"):
         client.request("GET", "/no")
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(30, 1), (61, 2)])
+def test_a_connection_is_kept_for_a_minute(client, monkeypatch, idle, connections):
+    """A new one begins slowly, which costs seconds on a long line."""
+    client.request("GET", "/bomb")
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + idle)
+    monkeypatch.setattr("httpcore._sync.http11.time", later)
+    client.request("GET", "/bomb")
+    assert _Peer.connections == connections
