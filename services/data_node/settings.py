@@ -29,6 +29,10 @@ class DataNodeSettings(ServiceSettings):
         description="loss, accuracy and counts of predictions: only summed with other sites' under "
         "masks (in a plain run shown, as the update is), shown as this site's own, or neither",
     )
+    other_splits: bool = Field(
+        default=False,
+        description="join runs that split a data set otherwise than its earlier runs did",
+    )
     minimum_sites: int = Field(
         default=2, ge=2, description="threshold below which this site joins no secure run"
     )

@@ -31,6 +31,7 @@ def register(ctx: Ctx, request: DatasetRequest, response: Response) -> DatasetVi
     """It is validated in the background: follow its state at the Location."""
     if request.patient_pattern is not None:
         compile_pattern(request.patient_pattern)
+    shares = request.split
     place = domain.allowed_place(request.path or request.csv or "", ctx.settings.data_roots)
     with ctx.db.session() as session:
         row = store.register(
@@ -42,6 +43,7 @@ def register(ctx: Ctx, request: DatasetRequest, response: Response) -> DatasetVi
             patient_pattern=request.patient_pattern,
             bad_files=request.bad_files,
             now=ctx.clock.now(),
+            split=None if shares is None else domain.Split(shares.validation, shares.test),
         )
         ctx.jobs.enqueue_after(session, "datasets.validate", row.id)
         response.headers["Location"] = f"/datasets/{row.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,32 @@ def verdict(found: Inspection, kind: Kind, bad_files: BadFiles) -> str | None:
 def _is_class(problem: Problem, kind: Kind) -> bool:
     """A problem of a class folder, not of a file in one."""
     return kind == "folder" and "/" not in problem.path
+
+
+class SplitOtherwise(Conflict):
+    """Images that test one run would be trained on in another."""
+
+    code = "split-otherwise"
+    title = "This site splits the data set into other parts"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Shares of a data set's patients whose images validate and test; the rest is trained on."""
+
+    validation: float
+    test: float
+
+    def check(self, name: str, wanted: Split) -> None:
+        """Raises SplitOtherwise."""
+        if self != wanted:
+            raise SplitOtherwise(
+                f"{name} is split into {self.validation:g} for validation and {self.test:g} for "
+                f"tests; the run asks for {wanted.validation:g} and {wanted.test:g}. Images that "
+                "validate or test in one run would be trained on in another.",
+                hint="Refuse the run; or remove the data set and register it with that split; or "
+                "let the operator set PRIMIA_OTHER_SPLITS.",
+            )
 
 
 def mismatch(counts: Mapping[str, int], classes: Iterable[str]) -> str | None:

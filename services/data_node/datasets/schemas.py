@@ -12,6 +12,13 @@ from services.data_node.datasets.domain import BadFiles, Kind, State
 from services.data_node.datasets.store import Dataset, DatasetProblem
 
 
+class SplitShares(Message):
+    """Shares of the data set's patients."""
+
+    validation: float = Field(ge=0, le=0.5)
+    test: float = Field(ge=0, le=0.5)
+
+
 class DatasetRequest(Message):
     """A folder with one subfolder a class, or a CSV with the columns path, label and, if known,
     patient. Both lie below a folder that the operator has opened for registration."""
@@ -33,6 +40,11 @@ class DatasetRequest(Message):
         max_length=200,
         description="regular expression whose first group in a file's name is the patient",
         examples=["(P[0-9]+)_"],
+    )
+
+    split: SplitShares | None = Field(
+        default=None,
+        description="the one split of all runs on it; default: that of the first one approved",
     )
 
     @model_validator(mode="after")
@@ -72,13 +84,16 @@ class DatasetView(Message):
     images: int
     patients: int
     errors: int = Field(description="files (or whole classes) that cannot be used")
+    split: SplitShares | None = Field(default=None, description="null before the first run")
     created: datetime
     validated: datetime | None
 
     @classmethod
     def of(cls, row: Dataset) -> DatasetView:
-        fields = (name for name in cls.model_fields)
-        return cls.model_validate({name: getattr(row, name) for name in fields})
+        fields = (name for name in cls.model_fields if name != "split")
+        shares = {"validation": row.validation_fraction, "test": row.test_fraction}
+        split = None if None in shares.values() else shares
+        return cls.model_validate({**{name: getattr(row, name) for name in fields}, "split": split})
 
 
 class DatasetList(Message):

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from sqlalchemy import ForeignKey, String, Text, delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from primia.chassis.db import JsonDocument, UtcDateTime
@@ -14,14 +15,22 @@ from primia.chassis.leases import LeaseMixin
 from primia.errors import Conflict, NotFound
 from primia.learning.datasets import Inspection
 from primia.learning.manifest import DatasetManifest
-from services.data_node.datasets.domain import BadFiles, Kind, State, move, verdict
+from services.data_node.datasets.domain import (
+    BadFiles,
+    Kind,
+    Split,
+    State,
+    move,
+    verdict,
+)
 from services.data_node.tables import Base
 
 MAX_TEXT = 1000
 
 
 class Dataset(LeaseMixin, Base):
-    """``place`` and what the other two tables hold never leave this node."""
+    """``place`` and what the other two tables hold never leave this node. The two fractions are
+    there from the registration or the first run on."""
 
     __tablename__ = "datasets"
 
@@ -38,6 +47,8 @@ class Dataset(LeaseMixin, Base):
     patients: Mapped[int] = mapped_column(default=0)
     errors: Mapped[int] = mapped_column(default=0)
     digest: Mapped[str | None] = mapped_column(String(64))
+    validation_fraction: Mapped[float | None]
+    test_fraction: Mapped[float | None]
     created: Mapped[datetime] = mapped_column(UtcDateTime)
     validated: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -80,6 +91,7 @@ def register(
     patient_pattern: str | None,
     bad_files: BadFiles,
     now: datetime,
+    split: Split | None = None,
 ) -> Dataset:
     """A new row in state validating; a rejected data set of that name is replaced."""
     present = session.scalar(select(Dataset).where(Dataset.name == name).with_for_update())
@@ -98,10 +110,35 @@ def register(
         bad_files=bad_files,
         state="validating",
         created=now,
+        validation_fraction=split.validation if split else None,
+        test_fraction=split.test if split else None,
     )
     session.add(row)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError:  # another request was faster: PostgreSQL runs them side by side
+        raise Conflict(f"There is a data set {name} already.") from None
     return row
+
+
+def lock_ready(session: Session, row: Dataset) -> Dataset:
+    """The row as it is now, kept so until the transaction ends. Raises Conflict where it has been
+    removed meanwhile, or is not ready."""
+    found = session.get(Dataset, row.id, with_for_update=True, populate_existing=True)
+    if found is None:
+        raise Conflict("The data set has just been removed.")
+    return _ready(found)
+
+
+def keep_split(row: Dataset, wanted: Split, *, others: bool) -> None:
+    """The split of the data set's first run is that of all further ones, unless ``others`` may be.
+
+    The caller has the row locked. Raises SplitOtherwise.
+    """
+    if row.validation_fraction is None or row.test_fraction is None:
+        row.validation_fraction, row.test_fraction = wanted.validation, wanted.test
+    elif not others:
+        Split(row.validation_fraction, row.test_fraction).check(row.name, wanted)
 
 
 def find(session: Session, name: str) -> Dataset:
@@ -112,9 +149,12 @@ def find(session: Session, name: str) -> Dataset:
 
 
 def find_ready(session: Session, name: str) -> Dataset:
-    row = find(session, name)
+    return _ready(find(session, name))
+
+
+def _ready(row: Dataset) -> Dataset:
     if row.state != "ready":
-        raise Conflict(f"The data set {name} is {row.state}, not ready.")
+        raise Conflict(f"The data set {row.name} is {row.state}, not ready.")
     return row
 
 
@@ -186,7 +226,9 @@ def release(session: Session, user: str) -> None:
 
 
 def remove(session: Session, row: Dataset) -> None:
-    """Raises Conflict while it is held."""
+    """Raises Conflict while it is held; whoever wants to hold it waits (``lock_ready``)."""
+    if session.get(Dataset, row.id, with_for_update=True, populate_existing=True) is None:
+        raise NotFound(f"There is no data set {row.name}.", hint="GET /datasets lists them.")
     user = session.scalar(select(DatasetUse.user).where(DatasetUse.dataset == row.id).limit(1))
     if user is not None:
         raise Conflict(

@@ -13,7 +13,7 @@ from primia.chassis.db import after_commit
 from primia.errors import Conflict
 from primia.messages.rounds import Decision, NodeCard, Proposal
 from services.data_node.datasets import store as datasets
-from services.data_node.datasets.domain import mismatch
+from services.data_node.datasets.domain import Split, mismatch
 from services.data_node.datasets.store import Dataset
 from services.data_node.programs import store as programs
 from services.data_node.training import budget, domain, figures, store
@@ -71,6 +71,10 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
             f"The classes of {dataset.name} differ from those of {run.model}: {difference}.",
             hint="Choose another data set, or refuse the run.",
         )
+    dataset = datasets.lock_ready(session, dataset)
+    settings = run.read_proposal().training
+    split = Split(settings.validation_fraction, settings.test_fraction)
+    datasets.keep_split(dataset, split, others=ctx.settings.other_splits)
     budget.check_run(ctx, session, run.read_proposal(), dataset)
     _decide(ctx, session, run, "active", "", by)
     run.dataset, run.dataset_name = dataset.id, dataset.name

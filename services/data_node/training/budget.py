@@ -56,6 +56,14 @@ def check_round(
     return wanted
 
 
+def check_again(
+    ctx: Context, session: Session, proposal: Proposal, dataset: str, wanted: Release | None
+) -> None:
+    """In the transaction that charges: another round may have been charged since ``check_round``,
+    or the limit lowered. Raises BudgetExceeded."""
+    _check(ctx, session, proposal, dataset, wanted)
+
+
 def release_at(proposal: Proposal, images: int) -> Release | None:
     """Of one round; None for training without noise."""
     dp = proposal.privacy.dp_sgd

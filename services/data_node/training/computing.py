@@ -48,8 +48,7 @@ def measure(job: Job, item: Measure) -> None:
     if not proposal.statistics.wanted:
         raise UnexpectedMessage("The approved proposal asks for no statistics.")
     with ctx.db.reading() as session:
-        if store.has_revealed(session, run.id, "measure"):
-            raise UnexpectedMessage("This site has given its statistics in this run already.")
+        _check_unrevealed(session, run.id)
     site = _enter_round(job, run, item.round, proposal.rounds)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
     values = local.measure(ctx, proposal, site, stop)
@@ -61,6 +60,8 @@ def measure(job: Job, item: Measure) -> None:
 
     def change(session: Session) -> None:
         still_active(session, run.id)
+        _check_unrevealed(session, run.id)
+        _check_new(session, run.id, item.round, proposal.rounds)
         store.begin_measuring(session, run.id, item.round, ctx.clock.now())
         store.put_secret(session, run.id, item.round, sealed)
 
@@ -118,6 +119,8 @@ def train(job: Job, item: Train) -> None:
 
     def change(session: Session) -> None:
         still_active(session, run.id)
+        _check_new(session, run.id, item.round, proposal.rounds)
+        budget.check_again(ctx, session, proposal, site.dataset, release)
         now = ctx.clock.now()
         store.begin_round(session, run.id, item.round, "trained", report, now)
         budget.charge(ctx, session, run, item.round, release)
@@ -131,13 +134,24 @@ def train(job: Job, item: Train) -> None:
 def _enter_round(job: Job, run: Run, number: int, rounds: int) -> Site:
     """Leave what earlier rounds have left behind, for good, and find the data set."""
     with job.ctx.db.session() as session:
-        current = store.current_round(session, run.id)
-        domain.check_new_round(number, current, rounds)
+        still_active(session, run.id)
+        _check_new(session, run.id, number, rounds)
         store.drop_items(session, run.id, before_round=number)
         store.wipe_secrets(session, run.id, below=number)
         site = site_of(session, run)
     wipe(job.ctx, run.id, below=number)
     return site
+
+
+def _check_new(session: Session, run: str, number: int, rounds: int) -> None:
+    """Looked at before the work, and again in the transaction that begins the round: meanwhile
+    another worker may have begun a later one."""
+    domain.check_new_round(number, store.current_round(session, run), rounds)
+
+
+def _check_unrevealed(session: Session, run: str) -> None:
+    if store.has_revealed(session, run, "measure"):
+        raise UnexpectedMessage("This site has given its statistics in this run already.")
 
 
 def evaluate(job: Job, item: Evaluate) -> None:
@@ -149,7 +163,8 @@ def evaluate(job: Job, item: Evaluate) -> None:
     ctx, run = job.ctx, job.run(item.run)
     proposal = run.read_proposal()
     decision = _agreed(ctx, proposal, run, item)
-    _check_first(ctx, run, item)
+    with ctx.db.reading() as session:
+        _check_first(session, run, item)
     if len(item.others) > proposal.others:
         raise UnexpectedMessage(
             f"This site is asked to evaluate {len(item.others)} other models; it approved "
@@ -181,7 +196,7 @@ def evaluate(job: Job, item: Evaluate) -> None:
         job.answer(
             f"/rounds/{run.id}/evaluation",
             told,
-            lambda session: _evaluated(ctx, session, run.id, evaluation),
+            lambda session: _evaluated(ctx, session, run.id, item, evaluation),
         )
     files.forget(files.weights, *(files.model(each.name) for each in item.others))
 
@@ -198,7 +213,8 @@ def _sum(job: Job, run: Run, item: Evaluate, told: Evaluation, found: Evaluation
     sealed = secure.seal(state, ctx.secrets, run.id, item.round)
 
     def change(session: Session) -> None:
-        _evaluated(ctx, session, run.id, found)
+        _evaluated(ctx, session, run.id, item, found)
+        _check_new(session, run.id, item.round, proposal.rounds + 1)
         store.begin_evaluating(session, run.id, item.round, ctx.clock.now())
         store.put_secret(session, run.id, item.round, sealed)
 
@@ -206,17 +222,17 @@ def _sum(job: Job, run: Run, item: Evaluate, told: Evaluation, found: Evaluation
     job.answer(f"/rounds/{run.id}/{item.round}/evaluated", report, change)
 
 
-def _evaluated(ctx: Context, session: Session, run: str, found: Evaluation) -> None:
+def _evaluated(ctx: Context, session: Session, run: str, item: Evaluate, found: Evaluation) -> None:
     row = still_active(session, run)
+    _check_first(session, row, item)
     store.set_evaluation(session, row, found.scores, ctx.clock.now())
 
 
-def _check_first(ctx: Context, run: Run, item: Evaluate) -> None:
+def _check_first(session: Session, run: Run, item: Evaluate) -> None:
     """Figures of model after model would tell of single images, and so would sums over one set of
     sites after another: a site evaluates once, or the same again where nothing has been opened."""
-    with ctx.db.reading() as session:
-        before = store.evaluations(session, run.id)
-        opened = store.has_revealed(session, run.id, "evaluate")
+    before = store.evaluations(session, run.id)
+    opened = store.has_revealed(session, run.id, "evaluate")
     same = {"round": item.round}
     repeats = item.summed and all(each.model_copy(update=same) == item for each in before)
     if run.evaluation is not None and (opened or not repeats):

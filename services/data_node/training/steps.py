@@ -223,6 +223,6 @@ def _state(job: Job, item: ShareKeys | Upload | Confirm | Unmask) -> NodeState:
 def _advance(session: Session, run: str, number: int, here: _At) -> None:
     still_active(session, run)
     row = store.find_round(session, run, number)
-    if row is None or row.phase != here.before:
+    if row is None or row.phase != here.before or number != store.current_round(session, run):
         raise Interrupted
     row.phase = here.after

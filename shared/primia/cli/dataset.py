@@ -21,6 +21,9 @@ def add(
     place: Annotated[Path, typer.Argument(help="a folder of class folders, or a CSV")],
     node: Node = None,
     skip_bad: Annotated[bool, typer.Option(help="leave bad files out, not reject all")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="shares that validate and test in every run: 0.2,0.1")
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Register a data set and check it file by file."""
@@ -29,6 +32,8 @@ def add(
     request: dict[str, Any] = {"name": name, key: str(place.absolute())}
     if skip_bad:
         request["bad_files"] = "skip"
+    if split is not None:
+        request["split"] = _shares(split)
     client.add_dataset(request)
     found = client.wait_dataset(name)
     problems = client.dataset_problems(name)["problems"]
@@ -63,6 +68,14 @@ def remove(name: str, node: Node = None) -> None:
     profile.load().data_node(node).remove_dataset(name)
 
 
+def _shares(text: str) -> dict[str, float]:
+    try:
+        validation, test = (float(each) for each in text.split(","))
+    except ValueError:
+        output.fail(f"{text!r} is no split: give two shares, 0.2,0.1.", status=2)
+    return {"validation": validation, "test": test}
+
+
 def _table(found: dict[str, Any], problems: list[dict[str, Any]]) -> Any:
     lines: list[tuple[object, ...]] = [
         ("state", found["state"]),
@@ -70,6 +83,8 @@ def _table(found: dict[str, Any], problems: list[dict[str, Any]]) -> Any:
         ("patients", found["patients"]),
         *((f"class {label}", count) for label, count in found["classes"].items()),
     ]
+    if found["split"]:
+        lines.append(("split", "{validation:g} validation, {test:g} test".format(**found["split"])))
     if found["reason"]:
         lines.append(("reason", found["reason"]))
     lines += [(p["file"] or "data set", f"{p['severity']}: {p['reason']}") for p in problems]

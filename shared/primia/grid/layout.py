@@ -98,6 +98,7 @@ class Grid:
                 "PRIMIA_OWNER_URL": owner.url,
                 "PRIMIA_APPROVAL": "auto",
                 "PRIMIA_ACCEPT_PLAIN_UPDATES": "true",
+                "PRIMIA_OTHER_SPLITS": "true",
                 "PRIMIA_DATA_ROOTS": json.dumps(roots),
             }
         return values

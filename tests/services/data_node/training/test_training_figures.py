@@ -226,8 +226,8 @@ def test_an_evaluation_that_may_have_been_opened_is_not_repeated(owner, sites): 
 
     with sites[1].db.reading() as session:
         row = store.find_run(session, run)
-    with pytest.raises(UnexpectedMessage, match="has evaluated"):
-        computing._check_first(sites[1], row, other)
+        with pytest.raises(UnexpectedMessage, match="has evaluated"):
+            computing._check_first(session, row, other)
 
 
 # The rules by themselves
