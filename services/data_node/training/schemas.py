@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from primia.messages.common import Id, Message, ModelCard, Name
 from primia.messages.privacy import PrivacySettings, StatisticsSettings
-from primia.messages.rounds import Scores, TrainingSettings
+from primia.messages.rounds import Proposal, Scores, TrainingSettings
 from services.data_node.training.domain import Phase, RunState
 from services.data_node.training.tables import Round, Run
 
@@ -36,6 +36,26 @@ _WHOLE_EXAMPLE: dict[str, JsonValue] = {
         "mean": 0.5,
         "deviation": 0.25,
         "digest": "0" * 64,
+    },
+    "proposal": {
+        "run": "0f" * 16,
+        "owner": "model-owner",
+        "model": {
+            "name": "chest",
+            "version": 1,
+            "architecture": "resnet18",
+            "classes": ["bacterial", "normal", "viral"],
+            "channels": 1,
+            "image_size": 64,
+            "digest": "0" * 64,
+        },
+        "nodes": [{"name": f"node-{each}", "public_key": "A" * 43} for each in "abc"],
+        "rounds": 12,
+        "planned": 10,
+        "training": {"image_size": 64, "epochs": 1, "batch_size": 32},
+        "secure": True,
+        "threshold": 2,
+        "timeouts": {"review": 86400, "train": 3600, "exchange": 120},
     },
     "nodes": ["node-a", "node-b", "node-c"],
     "training": {"image_size": 64, "epochs": 1, "batch_size": 32},
@@ -131,10 +151,12 @@ class RunSummaryView(Message):
 
 
 class RunView(RunSummaryView):
-    """``objections``: why a pending run cannot be approved as things stand."""
+    """``proposal``: all that the site is asked to approve, ``objections``: why a pending run cannot
+    be approved as things stand."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_WHOLE_EXAMPLE]})
 
+    proposal: Proposal
     model_card: ModelCard
     nodes: tuple[Name, ...]
     training: TrainingSettings
@@ -159,6 +181,7 @@ class RunView(RunSummaryView):
         return cls.model_validate(
             {
                 **_summary(row),
+                "proposal": proposal,
                 "model_card": proposal.model,
                 "nodes": tuple(node.name for node in proposal.nodes),
                 "training": proposal.training,

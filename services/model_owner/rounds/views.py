@@ -100,6 +100,7 @@ def report(session: Session, run: Run) -> RunReport:
         {
             **_summary(run),
             "request": store.request_of(run),
+            "proposal": store.proposal_of(run),
             "statistics": store.statistics_of(run),
             "client_epsilon": _client_epsilon(run),
             "sites": tuple(_site(site) for site in sites),

@@ -3,11 +3,12 @@ refuse``"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from primia.cli import options, output, profile
 from primia.cli.dataset import Node
@@ -94,10 +95,17 @@ def watch(run: str, form: FormatOption = Format.TABLE) -> None:
 
 @app.command()
 @output.guarded
-def show(run: str, form: FormatOption = Format.TABLE) -> None:
-    """State of a run, per round and per site."""
+def show(run: str, node: Node = None, form: FormatOption = Format.TABLE) -> None:
+    """State of a run, per round and per site, and all that was proposed to the sites; with a node:
+    the run as that site sees it."""
+    if node is not None:
+        seen = profile.load().data_node(node).run(run)
+        title = " ".join([f"{seen['state']} at this site", seen["reason"], *seen["objections"]])
+        output.show(seen, form, lambda: Group(title, proposed(seen["proposal"])))
+        return
     found = profile.load().model_owner().run(run)
-    output.show(found, form, lambda: tables(found))
+    proposal = found.proposal.model_dump(mode="json")
+    output.show(found, form, lambda: Group(tables(found), proposed(proposal)))
 
 
 @app.command()
@@ -182,6 +190,22 @@ def _watched(run: str, form: Format) -> None:
     output.show(found, form, lambda: tables(found))
     if found.state != "finished":
         raise typer.Exit(1)
+
+
+def proposed(proposal: Mapping[str, Any]) -> RenderableType:
+    """Every field of a proposal."""
+    return output.rows("Proposal", ("setting", "value"), list(_fields(proposal)))
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _fields(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            for number, each in enumerate(value):
+                yield from _fields(each, f"{prefix}{name}.{number}.")
+        else:
+            yield f"{prefix}{name}", "–" if value is None else str(value)
 
 
 def tables(found: RunReport) -> Group:

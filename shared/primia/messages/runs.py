@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 from primia.evaluation.figures import Figures
 from primia.learning.statistics import Statistics
 from primia.messages.common import Id, Message, ModelCard, Name
-from primia.messages.rounds import RunRequest, Scores
+from primia.messages.rounds import Proposal, RunRequest, Scores
 
 RunState = Literal["reviewing", "running", "evaluating", "finished", "failed", "cancelled"]
 ENDED: frozenset[RunState] = frozenset({"finished", "failed", "cancelled"})
@@ -79,7 +79,10 @@ class RunSummary(Message):
 
 
 class RunReport(RunSummary):
+    """``proposal``: all that the sites were asked to approve, with what the request left open."""
+
     request: RunRequest
+    proposal: Proposal
     client_epsilon: float | None = Field(
         default=None,
         description="with central privacy: ε of the opened sums alone, for each site, over the "

@@ -47,7 +47,7 @@ def told(grid) -> messages.Decision:
     return messages.Decision.model_validate_json(grid.owner.answers["node-a", "decision", 0])
 
 
-def test_a_pending_run_shows_what_it_asks_for(alice: TestClient):
+def test_a_pending_run_shows_what_it_asks_for(grid, alice: TestClient):
     (summary,) = alice.get("/runs", params={"state": "pending"}).json()["runs"]
     shown = alice.get(f"/runs/{RUN}").json()
     assert summary.items() <= shown.items()
@@ -58,6 +58,8 @@ def test_a_pending_run_shows_what_it_asks_for(alice: TestClient):
         2,
     )
     assert shown["model_card"]["classes"] == ["normal", "viral"]
+    assert messages.Proposal.model_validate(shown["proposal"]) == grid.owner.proposal
+    assert set(shown["proposal"]) == set(messages.Proposal.model_fields)
     assert (shown["objections"], shown["dataset"], shown["local_rounds"]) == ([], None, [])
     assert alice.get("/runs", params={"state": "active"}).json() == {"runs": []}
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from primia.chassis.identity import Identity
+from primia.messages.rounds import Proposal
 from services.model_owner.rounds import tasks
 from tests.services.model_owner.federation import NODES, Federation
 from tests.services.model_owner.rounds.test_owner_bad_answers import assert_problem
@@ -162,6 +163,9 @@ def test_the_proposal_carries_what_a_node_must_judge(federation):
     version = federation.user("GET", "/models/chest/versions/1").json()
     assert (proposal.model.digest, proposal.model.version) == (version["digest"], 1)
     assert proposal.model.classes == ("normal", "pneumonia")
+    shown = federation.show(run)["proposal"]
+    assert Proposal.model_validate(shown) == proposal
+    assert set(shown) == set(Proposal.model_fields)
 
 
 @pytest.mark.parametrize("kind", ["review", "train", "upload", "evaluate"])
