@@ -84,7 +84,7 @@ def _securenn(bench: Bench, apart: Apart) -> None:
     first = _online(apart(bench, 0, 0, 1, protocol="securenn"))
     size = _SECURENN_LINK_BYTES * (bench.given.size / 224) ** 2
     counted = Counted(first[0], SECURENN_ROUNDS, size)
-    series: list[list[float]] = []
+    series = [[0.0, 0.0, first[0]]]
     for delay, mbit in (*points(), *MORE):
         name = f"SecureNN, {network_name(delay, mbit)}"
         expected = counted.over(delay, mbit)
