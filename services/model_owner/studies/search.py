@@ -15,7 +15,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.importance import get_param_importances
 from optuna.trial import TrialState, create_trial
 from pydantic import JsonValue
 
@@ -47,6 +46,8 @@ def importance(request: StudyRequest, past: Sequence[Past]) -> dict[str, float]:
     values = [trial.value for trial in past if trial.state == "complete"]
     if len(values) < LEAST_FOR_IMPORTANCE or len(set(values)) < 2:
         return {}
+    from optuna.importance import get_param_importances  # scikit-learn: nothing else needs it
+
     return dict(get_param_importances(_study(request, past)))
 
 

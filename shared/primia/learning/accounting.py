@@ -25,7 +25,6 @@ from typing import Annotated, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.special import gammaln, logsumexp
 
 from primia.errors import InvalidInput
 from primia.learning.config import TrainingConfig
@@ -125,6 +124,8 @@ def divergence(release: Release) -> NDArray[np.float64]:
 
 
 def _log_moment(order: int, q: float, sigma: float) -> float:
+    from scipy.special import gammaln, logsumexp  # services that count no ε need no SciPy
+
     k = np.arange(order + 1)
     binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = binomial + k * math.log(q) + (order - k) * math.log1p(-q)

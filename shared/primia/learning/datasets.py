@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from primia.errors import InvalidInput
-from primia.learning import dicom, images
+from primia.learning import images
 from primia.learning.manifest import DatasetManifest, Entry
 from primia.learning.patients import MAX_PATIENT_LENGTH, compile_pattern, patient_of
 from primia.learning.spec import MAX_CLASSES, check_label
@@ -164,8 +164,10 @@ def validate(listing: Listing) -> Iterator[Entry | Problem]:
 
 def _patient(candidate: Candidate, data: bytes) -> str:
     """As the user says; else by a DICOM file's own header, as a digest; else by the name."""
-    if candidate.stated or not dicom.is_dicom(data):
+    if candidate.stated or not images.is_dicom(data):
         return candidate.patient
+    from primia.learning import dicom  # pydicom: only where there is such a file
+
     try:
         return dicom.patient(data) or candidate.patient
     except dicom.Damaged:

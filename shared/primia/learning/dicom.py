@@ -21,7 +21,6 @@ from pydicom import Dataset, dcmread
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
 
-MAGIC = b"DICM"  # behind 128 bytes of anything
 # Inflating is not bounded by the file's size.
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _INVERTED, _GREY, _COLOUR = "MONOCHROME1", ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_")
@@ -43,10 +42,6 @@ def _damage_is_typed() -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001  # of many kinds, and not all of them documented
         raise Damaged(type(error).__name__) from None
-
-
-def is_dicom(data: bytes) -> bool:
-    return data[128:132] == MAGIC
 
 
 def grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float32]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from primia.errors import InvalidInput
-from primia.learning import dicom
 
 Pixels = NDArray[np.uint8]
 
@@ -85,7 +84,7 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
     """
     if len(data) > MAX_FILE_BYTES:
         raise ImageRejected(name, f"has more than {MAX_FILE_BYTES >> 20} MiB")
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return _from_dicom(data, size, channels, name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -103,6 +102,10 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
         raise ImageRejected(name, "takes too much memory to decode") from None
     except _DAMAGED as error:
         raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
+
+
+def is_dicom(data: bytes) -> bool:
+    return data[128:132] == b"DICM"
 
 
 def load(path: Path, size: int, channels: int) -> Pixels:
@@ -127,7 +130,9 @@ def normalise(
 def original_size(data: bytes, name: str = "image") -> tuple[int, int]:
     """(width, height) of the image in a file's bytes, from its header. Raises ImageRejected."""
     try:
-        if dicom.is_dicom(data):
+        if is_dicom(data):
+            from primia.learning import dicom  # pydicom: only where there is such a file
+
             return dicom.size(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, name)
@@ -162,6 +167,8 @@ def _pixels(image: Image.Image, size: int, channels: int, name: str) -> Pixels:
 
 
 def _from_dicom(data: bytes, size: int, channels: int, name: str) -> Pixels:
+    from primia.learning import dicom  # as above
+
     try:
         values = dicom.grey_values(data, MAX_PIXELS, MIN_SIDE)
     except dicom.NotTaken as error:
