@@ -6,6 +6,7 @@ Their answers are all that leaves, and what the run's privacy covers is all that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -178,7 +179,7 @@ def evaluate(job: Job, item: Evaluate) -> None:
     files = RoundFiles(ctx, run.id, item.round)
     stop = Stopping(ctx, run.id, job.item_id, job.held)
 
-    def measured(weights: bytes) -> ModelEvaluation:
+    def measured(weights: Path) -> ModelEvaluation:
         if proposal.model.layout is not None:
             return external.evaluate(ctx, proposal, weights, site)
         return local.evaluate(ctx, proposal, item, weights, site, stop)

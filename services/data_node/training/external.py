@@ -16,7 +16,7 @@ from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
 from primia.errors import MalformedMessage, UnexpectedMessage
 from primia.learning import bundles
-from primia.learning.layout import Layout, Vector, check_vector, read_state
+from primia.learning.layout import Layout, Vector, check_vector, read_state_file
 from primia.messages.rounds import ModelEvaluation, Proposal, Scores
 from services.data_node.training.local import LocalResult, Stop
 from services.data_node.training.site import Site
@@ -24,7 +24,7 @@ from services.data_node.training.site import Site
 log = get_logger(__name__)
 
 
-def train(ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: Stop) -> LocalResult:
+def train(ctx: Context, proposal: Proposal, weights: Path, site: Site, stop: Stop) -> LocalResult:
     """Raises BundleFailed, BundleMismatch, what ``stop`` raises, and InvalidUpdate."""
     started = time.perf_counter()
     algo, layout, vector = _opened(ctx, proposal, weights, site)
@@ -48,7 +48,7 @@ def train(ctx: Context, proposal: Proposal, weights: bytes, site: Site, stop: St
     )
 
 
-def evaluate(ctx: Context, proposal: Proposal, weights: bytes, site: Site) -> ModelEvaluation:
+def evaluate(ctx: Context, proposal: Proposal, weights: Path, site: Site) -> ModelEvaluation:
     """By the bundle's own evaluation, on the images that it sets apart itself."""
     algo, layout, vector = _opened(ctx, proposal, weights, site)
     scores = _scores(algo, layout, vector)
@@ -57,7 +57,7 @@ def evaluate(ctx: Context, proposal: Proposal, weights: bytes, site: Site) -> Mo
 
 
 def _opened(
-    ctx: Context, proposal: Proposal, weights: bytes, site: Site
+    ctx: Context, proposal: Proposal, weights: Path, site: Site
 ) -> tuple[Any, Layout, Vector]:
     torch.set_num_threads(ctx.settings.threads)
     wanted = proposal.model.layout or ""
@@ -67,7 +67,7 @@ def _opened(
     epochs = proposal.training.epochs or 1
     algo = bundles.open_bundle(folder, ctx.identity.name, site.root, epochs, wanted)
     layout = bundles.layout_of(algo)
-    return algo, layout, read_state(weights, layout, MalformedMessage)
+    return algo, layout, read_state_file(weights, layout, MalformedMessage)
 
 
 def _scores(algo: Any, layout: Layout, vector: Vector) -> Scores:

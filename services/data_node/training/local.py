@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from primia.learning.accounting import Release
 from primia.learning.cache import cache_file, load_pixels, load_sizes
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
-from primia.learning.layout import Vector, check_vector, read_state
+from primia.learning.layout import Vector, check_vector, read_state_file
 from primia.learning.manifest import DatasetManifest
 from primia.learning.models import flatten, load_model, spec_layout, state_layout
 from primia.learning.schedules import Span
@@ -77,7 +78,7 @@ def train(
     ctx: Context,
     proposal: Proposal,
     item: Train,
-    weights: bytes,
+    weights: Path,
     site: Site,
     carried: bytes | None,
     stop: Stop,
@@ -90,8 +91,9 @@ def train(
     check_still_trains(proposal, stopped=before is not None and before.standing.stopped)
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
-    vector = read_state(weights, spec_layout(spec), MalformedMessage)
+    vector = read_state_file(weights, spec_layout(spec), MalformedMessage)
     module = load_model(spec, vector)
+    del vector  # read again once training needs no memory any more
     config = _config(proposal, spec, item.statistics)
     parts = _images(ctx, proposal, spec, site, stop)
     training, validation = parts.training, parts.validation
@@ -113,7 +115,12 @@ def train(
             may_return=not proposal.secure or proposal.privacy.central is not None,
         )  # fmt: skip
     layout = state_layout(module)
-    change = check_vector(flatten(module) - vector, layout, InvalidUpdate)
+    module.zero_grad()
+    change = flatten(module)
+    del module
+    vector = read_state_file(weights, layout, MalformedMessage)
+    change -= vector
+    check_vector(change, layout, InvalidUpdate)
     groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
     change = _bounded(proposal, change, vector, groups)
     return LocalResult(
@@ -166,13 +173,12 @@ def measure(ctx: Context, proposal: Proposal, site: Site, stop: Stop) -> Sums:
 
 
 def evaluate(
-    ctx: Context, proposal: Proposal, item: Evaluate, weights: bytes, site: Site, stop: Stop
+    ctx: Context, proposal: Proposal, item: Evaluate, weights: Path, site: Site, stop: Stop
 ) -> ModelEvaluation:
     """The model on the site's validation and test images."""
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
-    vector: Vector = read_state(weights, spec_layout(spec), MalformedMessage)
-    module = load_model(spec, vector)
+    module = load_model(spec, read_state_file(weights, spec_layout(spec), MalformedMessage))
     parts = _images(ctx, proposal, spec, site, stop)
     return ModelEvaluation(
         scores=_score(module, parts.validation, stop),

@@ -47,29 +47,30 @@ class RoundFiles:
         """Another model to evaluate."""
         return self._path(f"model-{name}.safetensors")
 
-    def fetch_weights(self, digest: str, size: int) -> bytes:
+    def fetch_weights(self, digest: str, size: int) -> Path:
         """The round's global model from the owner, exactly the announced bytes."""
         path = f"/rounds/{self.run}/{self.number}/weights"
         return self._fetch(path, self.weights, digest, size)
 
-    def fetch_model(self, candidate: Candidate) -> bytes:
+    def fetch_model(self, candidate: Candidate) -> Path:
         path = f"/rounds/{self.run}/models/{candidate.name}"
         target = self.model(candidate.name)
         return self._fetch(path, target, candidate.weights_digest, candidate.weights_bytes)
 
-    def _fetch(self, path: str, target: Path, digest: str, size: int) -> bytes:
+    def _fetch(self, path: str, target: Path, digest: str, size: int) -> Path:
         missing = size - (target.stat().st_size if target.exists() else 0)
         self.ctx.files.require(max(0, missing))
         owner = self.ctx.peers.client(self.ctx.settings.owner_name, self.ctx.settings.owner_url)
         owner.download(path, target, size)
-        data = target.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
+        with target.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
             target.unlink()
             raise MalformedMessage(
                 f"The weights at {path} are not those that the model owner announced: their digest "
                 "differs."
             )
-        return data
+        return target
 
     def keep_change(self, change: NDArray[np.float32]) -> None:
         self.ctx.files.write(self.change, np.ascontiguousarray(change, dtype="<f4").data.cast("B"))

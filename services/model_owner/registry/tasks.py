@@ -47,7 +47,7 @@ def prepare(ctx: Context, version_id: str) -> None:
 
 
 def _write(ctx: Context, row: ModelVersion, spec: ModelSpec) -> Written:
-    layout = weights.layout_of(spec)
+    layout = weights.layout_of(ctx.files, spec)
     if row.source == "uploaded":
         vector = weights.read(weights.upload_path(ctx.files, row.id), layout)
     else:

@@ -1,4 +1,4 @@
-"""Weights files of versions: written by the worker, read by whoever may; the one user of torch."""
+"""Weights files of versions: written by the worker, read by whoever may."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from primia.chassis.files import Files
-from primia.learning.layout import Layout, Vector, read_state, write_state
+from primia.learning import apart
+from primia.learning.layout import Layout, Vector, read_state_file, state_pieces
 from primia.learning.spec import ModelSpec
 from services.model_owner.registry.domain import Size
 
 _CHUNK = 1 << 20
 FOLDER, UPLOAD = "models", ".upload"
+_LAYOUTS = "layouts"
+# What a safetensors header has beside the values, generously.
+_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +44,44 @@ def calibration_path(files: Files, version_id: str) -> Path:
     return files.path(FOLDER, f"{version_id}.calibration")
 
 
-def layout_of(spec: ModelSpec) -> Layout:
-    from primia.learning.models import spec_layout  # torch: the API imports this module as well
-
-    return spec_layout(spec)
+def layout_of(files: Files, spec: ModelSpec) -> Layout:
+    """Kept on the disk, so that rounds of training need no torch at the owner."""
+    if spec.layout is not None:
+        return spec.state_layout()
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    path = files.path(_LAYOUTS, f"{digest}.json")
+    try:
+        return Layout.from_json(path.read_text())
+    except FileNotFoundError:
+        layout = apart.layout_of(spec)
+        files.write(path, layout.to_json().encode())
+        return layout
 
 
 def initial(spec: ModelSpec) -> Vector:
     """The weights that the seed gives; zeros for an external model, which has none here."""
     if spec.layout is not None:
         return np.zeros(spec.state_layout().size, dtype=np.float32)
-    from primia.learning.models import create_model, flatten  # torch, as above
-
-    return flatten(create_model(spec))
+    return apart.first_weights(spec)
 
 
 def read(path: Path, layout: Layout) -> Vector:
     """Raises InvalidState, naming the tensor at fault."""
-    return read_state(path.read_bytes(), layout)
+    return read_state_file(path, layout)
 
 
 def write(
     files: Files, path: Path, vector: Vector, layout: Layout, metadata: dict[str, object]
 ) -> Written:
     """The same bytes for the same vector and metadata. Raises InvalidState, StorageFull."""
-    data = write_state(vector, layout, metadata)
-    files.write(path, data)
-    return Written(hashlib.sha256(data).hexdigest(), len(data), size_of(layout))
+    files.require(vector.nbytes + _HEADER_BYTES)
+    digest, size = hashlib.sha256(), 0
+    with files.replacing(path) as file:
+        for piece in state_pieces(vector, layout, metadata):
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+    return Written(digest.hexdigest(), size, size_of(layout))
 
 
 def size_of(layout: Layout) -> Size:

@@ -103,7 +103,8 @@ def mean_update(
     count = secure.groups(run, row).size
     if not row.secure:
         _, total = _read_sum(ctx, run, row, 0, count, "<f8")
-        return WeightedMean(count, total, _samples(session, row)).result(), None
+        mean = WeightedMean(count, total, _samples(session, row))
+        return mean.result(total.view(np.float32)[:count]), None
     integers = beginning.integers(session, run, row)
     masked: NDArray[np.uint32]
     beside, masked = _read_sum(ctx, run, row, integers, count, "<u4")
@@ -233,7 +234,8 @@ def _step(ctx: Context, run: Run, vector: Vector, update: Vector) -> None:
 
 def write_model(ctx: Context, session: Session, run: Run, update: Vector) -> Written:
     """The next global model: the present one plus the mean update. Raises InvalidState."""
-    layout = weights.layout_of(registry.spec_of(registry.find_model(session, run.model)))
+    spec = registry.spec_of(registry.find_model(session, run.model))
+    layout = weights.layout_of(ctx.files, spec)
     vector = weights.read(ctx.files.root / run.weights, layout)
     _step(ctx, run, vector, update)
     metadata: dict[str, object] = {"model": run.model, "run": run.id, "rounds": run.done + 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from primia.aggregation.terms import Groups
 
 # A round that moves the parameters by ten times their own length has diverged.
 PROPORTION = 10.0
+_CHUNK = 1 << 18
 
 
 def bound_of(weights: NDArray[np.float32], groups: Groups, stated: float | None) -> float:
@@ -36,4 +39,5 @@ def check_norm(
 
 
 def _norm(values: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(values.astype(np.float64)))
+    parts = (values[at : at + _CHUNK].astype(np.float64) for at in range(0, len(values), _CHUNK))
+    return math.sqrt(sum(float(part @ part) for part in parts))

@@ -50,12 +50,17 @@ class WeightedMean:
             self.total[part] += weighted
         self.samples += samples
 
-    def result(self) -> NDArray[np.float32]:
-        """The mean; raises ``InvalidInput`` if nothing was added."""
+    def result(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The mean; raises ``InvalidInput`` if nothing was added.
+
+        ``out`` may be the first half of the sum's own memory: it is written behind what is read.
+        """
         if not self.samples:
             raise InvalidInput("A mean of no updates does not exist.")
-        out = np.empty(len(self.total), dtype=np.float32)
-        for start in range(0, len(out), _CHUNK):
+        count = len(self.total)
+        mean = np.empty(count, dtype=np.float32) if out is None else out
+        for start in range(0, count, _CHUNK):
             part = slice(start, start + _CHUNK)
-            out[part] = self.total[part] / self.samples
-        return out
+            values = self.total[part] / self.samples  # a copy, before anything is written
+            mean[part] = values
+        return mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -128,18 +128,20 @@ def load(root: Path) -> Grid:
     return Grid(root, tuple(Member(**member) for member in document["members"]))
 
 
-def create(root: Path, databases: Mapping[str, str] | None = None) -> Grid:
+def create(
+    root: Path, databases: Mapping[str, str] | None = None, nodes: Sequence[str] = NODES
+) -> Grid:
     """Make keys, enrol everybody with everybody who must know them, choose free ports.
 
     ``databases``: member -> URL; a member without one uses SQLite in its directory.
     """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     root.chmod(0o700)
-    ports = _free_ports(2 * (2 + len(NODES)))
+    ports = _free_ports(2 * (2 + len(nodes)))
     kinds: list[tuple[str, str, Role]] = [
         (DEALER, "crypto_provider", "crypto_provider"),
         (OWNER, "model_owner", "model_owner"),
-        *((node, "data_node", "data_node") for node in NODES),
+        *((node, "data_node", "data_node") for node in nodes),
     ]
     members = tuple(
         Member(

@@ -11,15 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from primia.errors import InvalidInput, PrimiaError
 
@@ -29,6 +29,7 @@ Vector = NDArray[np.float32]
 # safetensors keeps a JSON header of some 150 bytes a tensor; its own limit is 100 MB.
 MAX_HEADER_BYTES = 1 << 20
 _METADATA_KEY = "primia"
+_BLOCK = 1 << 18
 
 
 class InvalidState(InvalidInput):
@@ -89,6 +90,11 @@ class Layout:
         rows = [[slot.name, list(slot.shape), slot.group] for slot in self.slots]
         return json.dumps(rows, separators=(",", ":"))
 
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """What ``to_json`` gave."""
+        return cls.of([(name, tuple(shape), group) for name, shape, group in json.loads(text)])
+
     def slot_at(self, index: int) -> Slot:
         return next(slot for slot in self.slots if index < slot.offset + slot.size)
 
@@ -102,10 +108,11 @@ def check_vector(
             f"The model's state is a float32 vector of {layout.size} elements, "
             f"not {vector.dtype} {vector.shape}."
         )
-    finite = np.isfinite(vector)
-    if not finite.all():
-        name = layout.slot_at(int(np.argmin(finite))).name
-        raise refused(f"Tensor {name!r} holds values that are not finite (NaN or infinity).")
+    for start in range(0, layout.size, _BLOCK):
+        finite = np.isfinite(vector[start : start + _BLOCK])
+        if not finite.all():
+            name = layout.slot_at(start + int(np.argmin(finite))).name
+            raise refused(f"Tensor {name!r} holds values that are not finite (NaN or infinity).")
     return vector
 
 
@@ -121,10 +128,30 @@ def write_state(
 ) -> bytes:
     """safetensors bytes, the same for the same input; ``metadata`` is kept as one JSON text
     (safetensors does not keep the order of several)."""
-    whole = np.ascontiguousarray(check_vector(vector, layout))
-    tensors = {slot.name: whole[slot.span].reshape(slot.shape) for slot in layout.slots}
-    text = json.dumps(dict(metadata or {}), sort_keys=True, separators=(",", ":"))
-    return save(tensors, metadata={_METADATA_KEY: text})
+    return b"".join(state_pieces(vector, layout, metadata))
+
+
+def state_pieces(
+    vector: Vector, layout: Layout, metadata: Mapping[str, object] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of ``write_state`` for a file, without a copy of the vector: the tensors lie in the
+    layout's order, so that behind the header the file is the vector."""
+    whole = np.ascontiguousarray(check_vector(vector, layout), dtype="<f4")
+    yield _header(layout, metadata or {})
+    if layout.size:
+        yield whole.data.cast("B")
+
+
+def _header(layout: Layout, metadata: Mapping[str, object]) -> bytes:
+    """Of a safetensors file: its length, and JSON filled up with spaces to eight bytes."""
+    text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"))
+    entries: dict[str, object] = {"__metadata__": {_METADATA_KEY: text}}
+    for slot in layout.slots:
+        offsets = [4 * slot.offset, 4 * (slot.offset + slot.size)]
+        entries[slot.name] = {"dtype": "F32", "shape": slot.shape, "data_offsets": offsets}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def read_state(data: bytes, layout: Layout, refused: type[PrimiaError] = InvalidState) -> Vector:
@@ -133,14 +160,51 @@ def read_state(data: bytes, layout: Layout, refused: type[PrimiaError] = Invalid
     Raises ``refused``, naming the tensor that is missing, unknown, of another shape or type, or
     not finite. Bytes past the size that the layout can need are refused unread.
     """
-    limit = 4 * layout.size + MAX_HEADER_BYTES
-    if len(data) > limit:
-        raise refused(f"The weights file has {len(data)} bytes; this model's has at most {limit}.")
+    _check_length(len(data), layout, refused)
     found = _tensors(data, refused)
-    _check_names(found, layout, refused)
+
+    def values(slot: Slot) -> Vector:
+        tensor = found[slot.name]
+        _check_tensor(tensor["dtype"], tuple(tensor["shape"]), slot, refused)
+        return np.frombuffer(tensor["data"], dtype="<f4")
+
+    return _gathered(found, values, layout, refused)
+
+
+def read_state_file(
+    path: Path, layout: Layout, refused: type[PrimiaError] = InvalidState
+) -> Vector:
+    """``read_state`` of a file, one tensor after the other: never the whole file in memory."""
+    _check_length(path.stat().st_size, layout, refused)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+
+            def values(slot: Slot) -> Vector:
+                entry = file.get_slice(slot.name)
+                _check_tensor(entry.get_dtype(), tuple(entry.get_shape()), slot, refused)
+                return np.asarray(file.get_tensor(slot.name), dtype=np.float32).reshape(-1)
+
+            return _gathered(file.keys(), values, layout, refused)
+    except safetensors.SafetensorError as error:
+        raise refused(f"The weights are not a safetensors file: {error}.") from None
+
+
+def _check_length(length: int, layout: Layout, refused: type[PrimiaError]) -> None:
+    limit = 4 * layout.size + MAX_HEADER_BYTES
+    if length > limit:
+        raise refused(f"The weights file has {length} bytes; this model's has at most {limit}.")
+
+
+def _gathered(
+    names: Collection[str],
+    values: Callable[[Slot], Vector],
+    layout: Layout,
+    refused: type[PrimiaError],
+) -> Vector:
+    _check_names(names, layout, refused)
     vector = np.empty(layout.size, dtype=np.float32)
     for slot in layout.slots:
-        vector[slot.span] = _values(found[slot.name], slot, refused)
+        vector[slot.span] = values(slot)
     return check_vector(vector, layout, refused)
 
 
@@ -164,12 +228,10 @@ def _tensors(data: bytes, refused: type[PrimiaError]) -> dict[str, dict[str, Any
         raise refused(f"The weights are not a safetensors file: {error}.") from None
 
 
-def _check_names(
-    found: dict[str, dict[str, Any]], layout: Layout, refused: type[PrimiaError]
-) -> None:
-    wanted = {slot.name for slot in layout.slots}
+def _check_names(names: Collection[str], layout: Layout, refused: type[PrimiaError]) -> None:
+    found, wanted = set(names), {slot.name for slot in layout.slots}
     missing = [slot.name for slot in layout.slots if slot.name not in found]
-    unknown = sorted(found.keys() - wanted)
+    unknown = sorted(found - wanted)
     if missing:
         raise refused(f"Tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are).")
     if unknown:
@@ -178,10 +240,8 @@ def _check_names(
         )
 
 
-def _values(tensor: dict[str, Any], slot: Slot, refused: type[PrimiaError]) -> Vector:
-    shape = tuple(tensor["shape"])
-    if tensor["dtype"] != "F32" or shape != slot.shape:
-        raise refused(
-            f"Tensor {slot.name!r} is {tensor['dtype']} {shape}; F32 {slot.shape} is needed."
-        )
-    return np.frombuffer(tensor["data"], dtype="<f4")
+def _check_tensor(
+    dtype: str, shape: tuple[int, ...], slot: Slot, refused: type[PrimiaError]
+) -> None:
+    if dtype != "F32" or shape != slot.shape:
+        raise refused(f"Tensor {slot.name!r} is {dtype} {shape}; F32 {slot.shape} is needed.")

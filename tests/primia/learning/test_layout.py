@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from primia.errors import MalformedMessage
 from primia.learning.layout import (
@@ -11,6 +13,7 @@ from primia.learning.layout import (
     check_vector,
     read_metadata,
     read_state,
+    read_state_file,
     state_digest,
     write_state,
 )
@@ -44,6 +47,40 @@ def test_a_state_survives_and_its_bytes_are_always_the_same() -> None:
     assert np.array_equal(read_state(data, LAYOUT), VECTOR)
     assert read_metadata(data) == metadata
     assert all(write_state(VECTOR, LAYOUT, metadata) == data for _ in range(5))
+
+
+def test_a_file_is_read_tensor_by_tensor_as_its_bytes_are(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for data in (write_state(VECTOR, LAYOUT, {"version": 3}), save(_tensors())):
+        path.write_bytes(data)
+        assert np.array_equal(read_state_file(path, LAYOUT), VECTOR)
+    path.write_bytes(save({**_tensors(), "bn.running_mean": np.zeros(4)}))
+    with pytest.raises(InvalidState, match=r"'bn\.running_mean' is F64"):
+        read_state_file(path, LAYOUT)
+    path.write_bytes(save({"scale": np.zeros((), np.float32)}))
+    with pytest.raises(InvalidState, match=r"'conv.weight' is missing"):
+        read_state_file(path, LAYOUT)
+    for data in (b"", b"no weights", write_state(VECTOR, LAYOUT)[:-1]):
+        path.write_bytes(data)
+        with pytest.raises(MalformedMessage, match="not a safetensors file"):
+            read_state_file(path, LAYOUT, MalformedMessage)
+    path.write_bytes(bytes(2 << 20))
+    with pytest.raises(InvalidState, match="at most"):
+        read_state_file(path, LAYOUT)
+
+
+def test_behind_its_header_a_file_is_the_vector() -> None:
+    data = write_state(VECTOR, LAYOUT, {"läuft": "é"})
+    start = 8 + int.from_bytes(data[:8], "little")
+    assert start % 8 == 0
+    assert np.array_equal(np.frombuffer(data[start:], "<f4"), VECTOR)
+    assert {name: value.tolist() for name, value in load(data).items()} == {
+        name: value.tolist() for name, value in _tensors().items()
+    }
+
+
+def test_a_layout_survives_as_json() -> None:
+    assert Layout.from_json(LAYOUT.to_json()) == LAYOUT
 
 
 def test_the_digest_changes_with_a_value_and_with_the_layout() -> None:

@@ -18,11 +18,11 @@ from primia.chassis.context import Context
 from primia.chassis.identity import Identity, Principal, decode_key, encode_key
 from primia.errors import MalformedMessage
 from primia.learning.layout import Layout, read_state
+from primia.learning.models import spec_layout
 from primia.learning.spec import ModelSpec
 from primia.messages.rounds import WORK_ITEM, Proposal, WorkItem, round_terms
 from primia.prg import Seed, Stream
 from services.model_owner.registry import tasks as registry_tasks
-from services.model_owner.registry import weights
 from services.model_owner.rounds import store
 from services.model_owner.rounds import tasks as rounds_tasks
 from services.model_owner.rounds.tables import Run
@@ -36,7 +36,7 @@ BINARY = {"Content-Type": "application/octet-stream"}
 
 @cache
 def _layout() -> Layout:
-    return weights.layout_of(SPEC)
+    return spec_layout(SPEC)
 
 
 class Federation:

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from primia.learning.calibration import pack, unpack
 from primia.learning.layout import read_metadata, read_state, write_state
-from primia.learning.models import create_model, flatten
+from primia.learning.models import create_model, flatten, spec_layout
 from primia.learning.spec import ModelSpec
 from primia.prg import Seed, Stream
 from services.model_owner.registry import tasks, weights
@@ -129,7 +129,7 @@ def test_an_uploaded_version_is_checked_and_keeps_its_lineage(each_federation):
 
 def bad_shape(federation) -> bytes:
     other = ModelSpec(**{**SPEC.model_dump(), "classes": ("a", "b", "c")})
-    layout = weights.layout_of(other)
+    layout = spec_layout(other)
     return write_state(np.zeros(layout.size, dtype=np.float32), layout)
 
 
