@@ -27,7 +27,7 @@ from benchmarks.bed import groups, rounds
 from benchmarks.bed.report import Figure, Report, end_on_signal
 from benchmarks.bed.rounds import Trial
 from benchmarks.bed.services import Bed, bed
-from benchmarks.peers import flower
+from benchmarks.peers import flower, nvflare
 from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import NODES, OWNER
 from primia.messages.rounds import Timeouts
@@ -37,12 +37,16 @@ GROUPS = {
     "plain": "a round without secure aggregation",
     "secure": "a round with it",
     "lost": "one of three nodes lost in mid-round",
+    "nodes": "eight nodes: what the owner holds then",
     "flower": "Flower 1.41, deployed: a node adds one to every value",
+    "nvflare": "NVFlare 2.9, in POC mode: the same",
     "simulated": "3 to 50 nodes in one process, secure",
 }
 _PLAIN_SECONDS, _SECURE_SECONDS, _RATIO = 1.5, 2.5, 1.7
 _OWNER_GB, _NODE_GB, _BYTES = 1.0, 0.7, 1.02
 _LOST_SECONDS = 10.0
+_MANY = 8
+_PEER_ROUNDS, _PEER_SECONDS = 4, 300.0
 
 
 def main() -> None:
@@ -94,6 +98,11 @@ class Bench:
     def values(self) -> int:
         return rounds.create(self.bed, "timed", self.given.model)
 
+    @cached_property
+    def training_alone(self) -> float:
+        """Bytes that a step of training takes in a process of its own at a node."""
+        return float(self.bed.run(NODES[0], "benchmarks.bed.step", self.given.model))
+
     def figure(
         self, group: str, name: str, unit: str, values: list[float], **more: object
     ) -> Figure:
@@ -121,10 +130,14 @@ def _round(bench: Bench, secure: bool) -> Trial:
     owner = peaks[OWNER] / 1e9
     bench.figure(group, "peak memory of the owner", "GB", [owner], at_most=_OWNER_GB)
     node = max(peaks[name] for name in NODES) / 1e9
+    alone = bench.training_alone / 1e9
+    note = f"less {alone:.2f} GB: the same training in a process of its own, torch included"
+    name = "peak memory of a node beside training"
+    bench.figure(group, name, "GB", [node - alone], at_most=_NODE_GB, note=note)
     note = "API and worker, torch and the training included"
-    bench.figure(group, "peak memory of a node", "GB", [node], at_most=_NODE_GB, note=note)
+    bench.figure(group, "peak memory of a node with training", "GB", [node], note=note)
     for name, role in ((OWNER, "the owner"), (NODES[0], "a node")):
-        note = f"that holds {idle[name] / 1e9:.2f} GB before the run (torch, comparison kernels)"
+        note = f"that holds {idle[name] / 1e9:.2f} GB before the run"
         more = (peaks[name] - idle[name]) / 1e9
         bench.figure(group, f"more than {role} holds when idle", "GB", [more], note=note)
     for name in (OWNER, NODES[0]):
@@ -178,16 +191,44 @@ def _lost(bench: Bench) -> None:
         found.wait_ready(victim)
 
 
+def _nodes(bench: Bench) -> None:
+    """More nodes, each its own processes, in a grid of their own."""
+    names = tuple(f"site-{number + 1}" for number in range(_MANY))
+    with bed(bench.folder / "many", (OWNER, *names)) as found:
+        rounds.prepare(found, names)
+        values = rounds.create(found, "timed", bench.given.model)
+        found.forget_peaks()
+        trial = rounds.wait(found, rounds.start(found, "timed", names, 2, secure=True))
+        owner = found.peaks()[OWNER] / 1e9
+    few = bench.report.find("secure", "peak memory of the owner")
+    note = f"with 3 nodes {few:.2f} GB" if few else ""
+    name = f"peak memory of the owner with {_MANY} nodes"
+    bench.figure("nodes", name, "GB", [owner], at_most=_OWNER_GB, note=note)
+    for direction in ("up", "down"):
+        share = trial.bytes(direction) / (4 * values)
+        name = f"bytes of a node, {direction}, in models"
+        bench.figure("nodes", name, "", [share], at_most=_BYTES)
+
+
 def _flower(bench: Bench) -> None:
+    _peer(bench, "flower", flower.rounds)
+
+
+def _nvflare(bench: Bench) -> None:
+    _peer(bench, "nvflare", nvflare.rounds)
+
+
+def _peer(bench: Bench, group: str, run: Callable[[Path, int, int, float], list[float]]) -> None:
     try:
-        seconds = flower.rounds(bench.folder / "flower", bench.values, 4, limit=300)
+        seconds = run(bench.folder / group, bench.values, _PEER_ROUNDS, _PEER_SECONDS)
     except (PeerMissing, OSError, subprocess.SubprocessError) as error:
-        bench.figure("flower", "not measured", "", [], note=str(error)[:200])
+        bench.figure(group, "not measured", "", [], note=str(error)[:200])
         return
-    bench.figure("flower", "a round of federated averaging", "s", seconds)
-    ours = bench.report.find("plain", "a round")
-    if ours:
-        bench.figure("flower", "times ours, plain", "", [float(np.median(seconds)) / ours])
+    bench.figure(group, "a round of federated averaging", "s", seconds)
+    for ours in ("plain", "secure"):
+        mine = bench.report.find(ours, "a round")
+        if mine:
+            bench.figure(group, f"times ours, {ours}", "", [float(np.median(seconds)) / mine])
 
 
 def _simulated(bench: Bench) -> None:
@@ -206,7 +247,9 @@ _RUN: Mapping[str, Callable[[Bench], None]] = {
     "plain": _plain,
     "secure": _secure,
     "lost": _lost,
+    "nodes": _nodes,
     "flower": _flower,
+    "nvflare": _nvflare,
     "simulated": _simulated,
 }
 

@@ -12,13 +12,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from benchmarks.bed.services import Bed
+from benchmarks.bed.step import CLASSES, IMAGES, SIDE, TRAINING
 from primia.messages.registry import NewModel
 from primia.messages.rounds import AggregationSettings, RunRequest, Timeouts, TrainingSettings
 from primia.messages.runs import ENDED, RunReport
 
-CLASSES = ("dark", "light")
-SIDE = 32  # the smallest that ResNet-18 takes
-IMAGES = 4
 DATASET = "images"
 _POLL_SECONDS = 0.5  # a look costs the owner time, and every time is by its own clock
 
@@ -86,15 +84,7 @@ def start(
     timeouts: Timeouts | None = None,
 ) -> str:
     """One batch of two images a round, by plain gradient descent."""
-    training = TrainingSettings(
-        image_size=SIDE,
-        batches=1,
-        batch_size=2,
-        optimiser="sgd",
-        learning_rate=1e-6,
-        momentum=0.0,
-        validation_fraction=0.0,
-    )
+    training = TrainingSettings(image_size=SIDE, validation_fraction=0.0, **TRAINING)
     request = RunRequest(
         model=model,
         version=1,

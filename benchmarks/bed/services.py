@@ -180,7 +180,8 @@ def bed(
 ) -> Iterator[Bed]:
     """``settings``: role -> environment variables on top of the grid's own."""
     shutil.rmtree(root, ignore_errors=True)
-    grid = layout.create(root)
+    nodes = [name for name in members if name not in (layout.OWNER, layout.DEALER)]
+    grid = layout.create(root, nodes=nodes or layout.NODES)
     made = Bed(grid, network, settings or {})
     try:
         for member in members:

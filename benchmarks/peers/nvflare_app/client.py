@@ -1,0 +1,28 @@
+"""A site in NVFlare: adds one to every value. Runs in NVFlare's environment."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import nvflare.client as flare
+
+
+def main(target):
+    flare.init()
+    times = []
+    while flare.is_running():
+        model = flare.receive()
+        if model is None:
+            break
+        array = model.params["numpy_key"]
+        same = bool((array == array[0]).all())
+        times.append({"time": time.time(), "first": float(array[0]), "same": same})
+        metrics = {"accuracy": 0.0}
+        meta = {"NUM_STEPS_CURRENT_ROUND": 100}
+        flare.send(flare.FLModel(params={"numpy_key": array + 1}, metrics=metrics, meta=meta))
+        Path(target, f"{flare.get_site_name()}.json").write_text(json.dumps(times))
+
+
+if __name__ == "__main__":
+    main(sys.argv[sys.argv.index("--target") + 1])
