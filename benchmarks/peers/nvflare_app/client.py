@@ -17,7 +17,8 @@ def main(target):
             break
         array = model.params["numpy_key"]
         same = bool((array == array[0]).all())
-        times.append({"time": time.time(), "first": float(array[0]), "same": same})
+        seen = {"first": float(array[0]), "same": same, "values": array.size}
+        times.append({"time": time.time(), **seen})
         metrics = {"accuracy": 0.0}
         meta = {"NUM_STEPS_CURRENT_ROUND": 100}
         flare.send(flare.FLModel(params={"numpy_key": array + 1}, metrics=metrics, meta=meta))
