@@ -6,6 +6,7 @@ Without torch, for the web processes too:
 - ``config``: ``TrainingConfig`` with ``Schedule``, ``Augmentation``, ``LocalStopping``
 - ``schedules``: ``rate_factor(schedule, progress)``, ``Span``; ``stopper``: ``Standing``
 - ``layout``: ``Layout``, ``read_state``, ``write_state``, ``state_digest``, ``check_vector``
+- ``apart``: ``layout_of(spec)``, ``first_weights(spec)``, by a process that has torch
 - ``images``: ``decode(bytes, size, channels, name)``, ``load(path, size, channels)``, ``normalise``
 - ``patients``: ``patient_of(path, pattern)``, ``compile_pattern``
 - ``manifest``: ``DatasetManifest``, ``Entry``, ``split``, ``partition``, ``sample``
