@@ -22,7 +22,9 @@ def main(target):
         metrics = {"accuracy": 0.0}
         meta = {"NUM_STEPS_CURRENT_ROUND": 100}
         flare.send(flare.FLModel(params={"numpy_key": array + 1}, metrics=metrics, meta=meta))
-        Path(target, f"{flare.get_site_name()}.json").write_text(json.dumps(times))
+        told = Path(target, f"{flare.get_site_name()}.json")
+        told.with_suffix(".partial").write_text(json.dumps(times))
+        told.with_suffix(".partial").replace(told)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """NVFlare's own federated averaging (NumPy), in POC mode: server and sites are processes of their
-own with certificates, as in a deployment. Runs in NVFlare's environment: FOLDER VALUES ROUNDS."""
+own, as in a deployment. Runs in NVFlare's environment: FOLDER VALUES ROUNDS. Whoever starts it ends
+those processes."""
 
 import sys
 from pathlib import Path
@@ -23,13 +24,8 @@ def main(folder, values, rounds):
         train_script=str(Path(__file__).with_name("client.py")),
         train_args=f"--target {target}",
     )
-    env = PocEnv(num_clients=SITES)
-    try:
-        run = recipe.execute(env)
-        run.get_result()  # waits for it
-        print(run.get_status())
-    finally:
-        env.stop(clean_up=False)
+    run = recipe.execute(PocEnv(num_clients=SITES))
+    run.get_result()  # waits for it
 
 
 if __name__ == "__main__":

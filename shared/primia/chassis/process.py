@@ -12,7 +12,7 @@ from celery import Celery
 from celery.beat import EmbeddedService
 from celery.signals import worker_ready, worker_shutting_down
 
-from primia.chassis import jobs, memory, migrate
+from primia.chassis import jobs, migrate
 from primia.chassis.app import create_app
 from primia.chassis.context import Context, build
 from primia.chassis.service import Service
@@ -48,7 +48,6 @@ def run(service: Service, role: str, ctx: Context) -> None:
         log.info("the database is at the newest revision")
         return
     migrate.require_current(ctx.db, service.migrations)
-    memory.few_arenas()
     {"api": _api, "worker": _worker, "beat": _beat}[role](service, ctx)
 
 
