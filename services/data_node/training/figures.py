@@ -47,12 +47,12 @@ def offered(ctx: Context, proposal: Proposal, manifest: DatasetManifest) -> dict
     _, *watched = split_for(proposal, manifest)
     settings = proposal.training
     wanted = (settings.validation_fraction > 0, settings.test_fraction > 0)
-    sizes = [len(part) for part, used in zip(watched, wanted, strict=True) if used]
     if wanted[0] and not len(watched[0]):
         return {}
     found = {"summed": least}
-    if sizes and min(sizes) >= ctx.settings.statistics_minimum:
-        found["counted"] = least
+    for name, part, used in zip(("counted", "tested"), watched, wanted, strict=True):
+        if used and len(part) >= ctx.settings.statistics_minimum:
+            found[name] = least
     return found
 
 
@@ -75,6 +75,7 @@ def check_agreed(decision: Decision, item: Train | Evaluate, me: str) -> None:
     lists = {"scores": (item.summed, decision.summed)}
     if isinstance(item, Evaluate):
         lists["counts of predictions"] = (item.counted, decision.counted)
+        lists["counts of tests"] = (item.tested, decision.tested)
     for what, (asked, offer) in lists.items():
         if asked.get(me, offer) != offer:
             raise UnexpectedMessage(
@@ -106,11 +107,13 @@ def of_training(report: TrainReport) -> Sums:
 
 
 def of_evaluation(evaluation: Evaluation, names: Iterable[str], classes: int) -> Sums:
-    """Scores of every model, then counts of every model: the final one, then those named."""
+    """Scores of every model, then counts of every model on validation images, then on test images:
+    of the final one, then of those named."""
     models = [evaluation, *(evaluation.others[name] for name in names)]
     scores = [_of_scores(each.scores) for each in models]
     counts = [
-        sums.of_counts(part, classes) for each in models for part in (each.validation, each.test)
+        *(sums.of_counts(each.validation, classes) for each in models),
+        *(sums.of_counts(each.test, classes) for each in models),
     ]
     return np.concatenate([*scores, *counts])
 
@@ -126,7 +129,12 @@ def added(values: Sums, item: Train | Evaluate, state: NodeState) -> Sums:
     parts: list[tuple[Mapping[str, int], slice]] = [(item.summed, slice(0, len(values)))]
     if isinstance(item, Evaluate):
         scores = sums.SCORES * item.models
-        parts = [(item.summed, slice(0, scores)), (item.counted, slice(scores, None))]
+        half = scores + (len(values) - scores) // 2
+        parts = [
+            (item.summed, slice(0, scores)),
+            (item.counted, slice(scores, half)),
+            (item.tested, slice(half, None)),
+        ]
     found = np.zeros_like(values)
     for asked, span in parts:
         if state.node in adding(asked, nodes, threshold):

@@ -124,7 +124,7 @@ def decide(here: Place, decision: Decision) -> None:
     site.state = move_site(store.site_state(site), "accepted" if decision.accepted else "refused")
     site.reason, site.samples = decision.reason[:REASON], decision.samples
     site.classes = list(decision.classes)
-    site.sums = decision.model_dump(include={"summed", "counted"}, exclude_none=True)
+    site.sums = decision.model_dump(include={"summed", "counted", "tested"}, exclude_none=True)
     if not decision.accepted:
         site.engaged, site.acknowledged = False, True
     store.record(

@@ -45,10 +45,13 @@ def evaluate(session: Session, run: Run) -> Evaluate:
         statistics=store.statistics_of(run),
         summed=adding(session, run, "summed"),
         counted=adding(session, run, "counted"),
+        tested=adding(session, run, "tested"),
     )
 
 
-def adding(session: Session, run: Run, what: Literal["summed", "counted"]) -> dict[str, int]:
+def adding(
+    session: Session, run: Run, what: Literal["summed", "counted", "tested"]
+) -> dict[str, int]:
     """The sites that add their figures to sums, as they have said in review."""
     if not store.proposal_of(run).sums_figures:
         return {}

@@ -38,7 +38,9 @@ def _item(session: Session, run: Run, site: Site, kind: Kind) -> WorkItem:
     if kind == "review":
         return Review(run=run.id, proposal=store.proposal_of(run))
     if kind == "evaluate":
-        return beginning.evaluate(session, run).model_copy(update={"summed": {}, "counted": {}})
+        return beginning.evaluate(session, run).model_copy(
+            update={"summed": {}, "counted": {}, "tested": {}}
+        )
     return Stop.model_validate({"run": run.id, "state": run.state, "reason": run.reason})
 
 

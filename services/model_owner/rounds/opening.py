@@ -146,8 +146,8 @@ def evaluations(ctx: Context, session: Session, run: Run, row: Round) -> dict[st
     return {
         name: ModelEvaluation(
             scores=_scores(scores[at]),
-            validation=sums.counts(counts[2 * at], classes),
-            test=sums.counts(counts[2 * at + 1], classes),
+            validation=sums.counts(counts[at], classes),
+            test=sums.counts(counts[len(names) + at], classes),
         )
         for at, name in enumerate(names)
     }

@@ -385,8 +385,9 @@ class Candidate(Message):
 
 
 class Evaluate(_RoundItem):
-    """``summed``: whose scores are added up, ``counted``: whose counts of predictions as well; none
-    where nothing is, and then the answer is no round's."""
+    """``summed``: whose scores are added up, ``counted``, ``tested``: whose counts of predictions
+    on validation and on test images as well; none where nothing is, and then the answer is no
+    round's."""
 
     kind: Literal["evaluate"] = "evaluate"
     weights_digest: Digest
@@ -395,6 +396,7 @@ class Evaluate(_RoundItem):
     statistics: Statistics | None = None
     summed: Summed = Field(default={})
     counted: Summed = Field(default={})
+    tested: Summed = Field(default={})
 
     @property
     def models(self) -> int:
@@ -425,15 +427,16 @@ def terms_of(proposal: Proposal, item: Beginning) -> bytes:
     if item.summed:
         agreed["summed"] = dict(item.summed)
     if isinstance(item, Evaluate):
-        agreed["counted"] = dict(item.counted)
+        agreed["counted"], agreed["tested"] = dict(item.counted), dict(item.tested)
         agreed["others"] = {each.name: each.weights_digest for each in item.others}
     return round_terms(proposal, item.weights_digest, item.statistics, agreed)
 
 
 class Decision(Message):
     """``samples`` and ``classes`` of the data set that the node will train on (if accepted).
-    ``summed``, ``counted``: the site adds its scores, and its counts of predictions, to sums in
-    which at least so many sites' are, and shows none of its own; null: it adds none."""
+    ``summed``, ``counted``, ``tested``: the site adds its scores, and its counts of predictions on
+    validation and on test images, to sums in which at least so many sites' are, and shows none of
+    its own; null: it adds none."""
 
     accepted: bool
     reason: str = Field(default="", max_length=2000)
@@ -441,6 +444,7 @@ class Decision(Message):
     classes: tuple[Label, ...] = Field(default=(), max_length=1000)
     summed: int | None = Field(default=None, ge=MIN_NODES, le=MAX_NODES)
     counted: int | None = Field(default=None, ge=MIN_NODES, le=MAX_NODES)
+    tested: int | None = Field(default=None, ge=MIN_NODES, le=MAX_NODES)
 
 
 class Scores(Message):
