@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from primia.chassis.context import Context
 from primia.chassis.db import after_commit
 from primia.errors import Conflict
+from primia.learning.spec import task_of
 from primia.messages.rounds import Decision, NodeCard, Proposal
 from services.data_node.datasets import store as datasets
 from services.data_node.datasets.domain import Split, mismatch
@@ -21,6 +22,10 @@ from services.data_node.training.round_files import wipe
 from services.data_node.training.tables import MAX_TEXT, Run
 
 BUSY = "This site takes part in another run already."
+MASKS = (
+    "The model is for segmentation, and this site's data sets have classes of whole images, not "
+    "masks."
+)
 PLAIN = (
     "The run is without secure aggregation: the owner would see this site's own update, which this "
     "site's settings do not allow (PRIMIA_ACCEPT_PLAIN_UPDATES)."
@@ -51,6 +56,8 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
     layout = proposal.model.layout
     if layout is not None and layout not in ctx.settings.bundles:
         found.append(f"This site has enabled no bundle for the layout {layout} (PRIMIA_BUNDLES).")
+    if task_of(proposal.model.architecture) == "segmentation":
+        found.append(MASKS)
     unapproved = programs.objection(session, proposal)
     if unapproved:
         found.append(unapproved)

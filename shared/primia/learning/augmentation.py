@@ -15,7 +15,7 @@ from torch.nn import functional
 from primia.learning.config import Augmentation
 from primia.learning.equalisation import clahe
 from primia.learning.vision import torchvision_transforms
-from primia.learning.warping import Draws, warp, warps
+from primia.learning.warping import Draws, warp, warp_both, warps
 
 BLUR_SIGMA = (0.3, 1.5)  # pixels
 SOLARISE_FROM = 0.5
@@ -33,7 +33,41 @@ def augment(
     channel, lead back to grey values, which the tone changes work on."""
     config = config or Augmentation()
     draws = Draws(len(images), generator, images.device)
-    images = warp(images, config, draws) if warps(config) else _shifted(images, config, draws)
+    images = _moved(images, config, draws)
+    return _retouched(images, config, draws, mean, std)
+
+
+def augment_both(
+    images: Tensor,
+    masks: Tensor,
+    generator: torch.Generator,
+    config: Augmentation,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+) -> tuple[Tensor, Tensor]:
+    """``augment`` of images with their masks (N, S, S): what moves an image moves its mask by the
+    same grid (nearest neighbour); tones and cut-outs are the image's alone."""
+    draws = Draws(len(images), generator, images.device)
+    if warps(config):
+        images, moved = warp_both(images, masks[:, None].to(images.dtype), config, draws)
+    else:  # whole pixels: image and mask may be moved as one
+        joined = torch.cat([images, masks[:, None].to(images.dtype)], dim=1)
+        joined = _shifted(joined, config, draws)
+        images, moved = joined[:, :-1], joined[:, -1:]
+    return _retouched(images, config, draws, mean, std), moved[:, 0].round().to(masks.dtype)
+
+
+def _moved(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
+    return warp(images, config, draws) if warps(config) else _shifted(images, config, draws)
+
+
+def _retouched(
+    images: Tensor,
+    config: Augmentation,
+    draws: Draws,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+) -> Tensor:
     if _tones(config):
         middle, deviation = (_planes(value, images.device) for value in (mean, std))
         grey = (images * deviation + middle).clamp(0, 1)

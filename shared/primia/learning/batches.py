@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from primia.learning.config import TrainingConfig
-from primia.learning.objective import Batch, Objective
+from primia.learning.objective import Batch, Objective, recognised
 
 _GLOBAL_GENERATOR = threading.Lock()
 
@@ -24,9 +24,9 @@ class Tally:
         self.samples = 0
         self.last = 0.0
         self._loss = 0.0
-        self._right = 0
+        self._right = 0.0
 
-    def add(self, loss: float, right: int, samples: int) -> None:
+    def add(self, loss: float, right: float, samples: int) -> None:
         self.last = loss
         self.samples += samples
         self._loss += loss * samples
@@ -92,10 +92,10 @@ class Stepper:
         self._start = [p.detach().clone() for p in module.parameters()] if config.proximal else []
         optimiser.zero_grad(set_to_none=True)
 
-    def step(self, batch: Batch) -> tuple[float, int]:
-        """(mean loss, images recognised)"""
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """(mean loss, images recognised: objective.recognised)"""
         with autocast(self._config.precision, self._device):
-            logits = self._module(batch.images)  # (n, classes)
+            logits = self._module(batch.images)  # (n, classes) or (n, classes, S, S)
         loss = self._objective(logits, batch)
         if self._samples is None:
             self._optimiser.zero_grad(set_to_none=True)
@@ -103,8 +103,7 @@ class Stepper:
             self._apply()
         else:
             (loss * (len(batch.labels) / self._samples)).backward()  # type: ignore[no-untyped-call]
-        right = (logits.detach().argmax(dim=1) == batch.labels).sum()
-        return float(loss.detach()), int(right)
+        return float(loss.detach()), float(recognised(logits.detach(), batch.labels))
 
     def finish(self) -> None:
         if self._samples is not None:

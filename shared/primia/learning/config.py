@@ -235,6 +235,14 @@ class TrainingConfig(Checked):
                 hint="Give one weight a class, in the order of the model's classes.",
             )
 
+    def check_masks(self) -> None:
+        """Raises InvalidInput for what segmentation does not have."""
+        if self.mixup:
+            raise InvalidInput(
+                "MixUp blends the classes of two images; a pixel of a mask has one class.",
+                hint="Leave training.mixup at 0 for segmentation.",
+            )
+
     @property
     def passes(self) -> int | None:
         """Epochs a round; None where the round is counted in batches."""

@@ -36,7 +36,7 @@ def initialise(module: nn.Module, seed: int) -> None:
     1/sqrt(fan in) for fully connected layers; norms as the identity."""
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

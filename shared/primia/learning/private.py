@@ -24,10 +24,11 @@ from torch.nn import functional
 
 from primia.errors import LocalError
 from primia.learning.accounting import DpSgd, Release, check_settings, sampling_limit
-from primia.learning.augmentation import augment
+from primia.learning.augmentation import augment, augment_both
 from primia.learning.batches import Tally, deterministic
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
+from primia.learning.objective import dice_loss, recognised
 from primia.learning.optimisers import (
     create_optimiser,
     optimiser_tensors,
@@ -204,33 +205,36 @@ class _Session:
         standing = self._carried.standing
         return TrainResult(*measured, seconds, total, tally.samples, Carried(tensors, standing))
 
-    def _backward(self, rows: NDArray[np.int64]) -> tuple[float, int]:
+    def _backward(self, rows: NDArray[np.int64]) -> tuple[float, float]:
         """(mean loss, images recognised); each image's own loss, whatever else is in the batch."""
         images, labels = self._data.batch(rows, self._place)
         if self._config.augment:
-            data = self._data
-            images = augment(
-                images, self._generator, self._config.augmentation, data.mean, data.std
-            )
+            data, variation = self._data, self._config.augmentation
+            if data.masks:
+                images, labels = augment_both(
+                    images, labels, self._generator, variation, data.mean, data.std
+                )
+            else:
+                images = augment(images, self._generator, variation, data.mean, data.std)
         if self._place.type == "cuda":
             return self._all_at_once(images, labels)
         found = [self._alone(image, label) for image, label in zip(images, labels, strict=True)]
         return sum(loss for loss, _ in found) / len(found), sum(right for _, right in found)
 
-    def _alone(self, image: Tensor, label: Tensor) -> tuple[float, int]:
+    def _alone(self, image: Tensor, label: Tensor) -> tuple[float, float]:
         """On a CPU one image after the other is the fastest way."""
         parameters: dict[str, Tensor] = dict(self._module.named_parameters())
         loss, (_, right) = self._loss(parameters, image, label)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         self._optimiser.accumulate([each[None] for each in gradients])
-        return float(loss.detach()), int(right)
+        return float(loss.detach()), float(right)
 
-    def _all_at_once(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+    def _all_at_once(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         parameters = {name: p.detach() for name, p in self._module.named_parameters()}
         each = vmap(grad(self._loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
         gradients, (losses, right) = each(parameters, images, labels)
         self._optimiser.accumulate([gradients[name] for name in parameters])
-        return float(losses.mean()), int(right.sum())
+        return float(losses.mean()), float(right.sum())
 
     def _loss(
         self, parameters: dict[str, Tensor], image: Tensor, label: Tensor
@@ -242,6 +246,8 @@ class _Session:
             label[None],
             weight=self._weights,
             label_smoothing=self._config.label_smoothing,
-            reduction="sum",
+            reduction="mean" if label.ndim else "sum",  # of one image: its pixels, or itself
         )
-        return loss, (loss.detach(), logits.detach()[0].argmax() == label)
+        if label.ndim:
+            loss = loss + dice_loss(logits, label[None])
+        return loss, (loss.detach(), recognised(logits.detach(), label[None]))

@@ -38,10 +38,12 @@ ArchitectureName = Literal[
     "mobilenet",
     "lenet",
     "small_cnn",
+    "unet",
     "program",  # of the user's own: learning.programs
     "external",  # whose code only the sites have: learning.bundles
 ]
 NormName = Literal["batch", "group"]
+Task = Literal["classification", "segmentation"]
 
 WITHOUT_NORM: frozenset[ArchitectureName] = frozenset({"vgg16", "lenet"})
 MAX_CLASSES = 1000  # ImageNet's
@@ -78,6 +80,13 @@ def architectures() -> tuple[Architecture, ...]:
         Architecture("mobilenet", "MobileNet (Howard et al., 2017), 3.2 million", 32, 512),
         Architecture("lenet", "LeNet-5 (LeCun et al., 1998), 61 thousand at 32 pixels", 16, 256),
         Architecture("small_cnn", "Three convolutions, 24 thousand parameters: trials", 16, 256),
+        Architecture(
+            "unet",
+            "U-Net (Ronneberger et al., 2015), 7.8 million at width 32: masks, training only",
+            32,
+            512,
+            encrypted=False,
+        ),
     )
 
 
@@ -93,6 +102,11 @@ def architecture(name: str) -> Architecture:
     raise InvalidInput(f"There is no architecture {name!r}.", hint=f"Choose one of: {known}.")
 
 
+def task_of(name: str) -> Task:
+    """What an architecture gives: a class for an image, or one for every pixel."""
+    return "segmentation" if name == "unet" else "classification"
+
+
 def check_label(label: str) -> str:
     """A class name as given, if it can be one: 1 to 64 printable characters, no outer space."""
     if not label or len(label) > MAX_LABEL_LENGTH:
@@ -106,6 +120,7 @@ Label = Annotated[StrictStr, AfterValidator(check_label)]
 Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mean = Annotated[float, Field(ge=0, le=1)]
+Width = Annotated[StrictInt, Field(ge=8, le=64, multiple_of=8)]
 Deviation = Annotated[float, Field(ge=0.01, le=1)]
 
 
@@ -146,7 +161,8 @@ class ModelSpec(Checked):
 
     Input: uint8 pixels v, shape (channels, image_size, image_size), seen by the model as
     (v / 255 - mean) / std, with one mean and deviation or one for each channel. Output: one logit a
-    class, in the order of ``classes``.
+    class, in the order of ``classes``; for segmentation one a class and pixel, the first class
+    being the background.
     """
 
     architecture: ArchitectureName = "resnet18"
@@ -157,6 +173,7 @@ class ModelSpec(Checked):
     norm: NormName = "batch"
     mean: Mean | Annotated[tuple[Mean, ...], Field(min_length=1, max_length=3)] = 0.5
     std: Deviation | Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=3)] = 0.25
+    width: Width = Field(default=32, description="of a U-Net: channels at full resolution")
     program: Program | None = Field(
         default=None, description="layers and steps of the architecture 'program'"
     )
@@ -179,6 +196,8 @@ class ModelSpec(Checked):
                 f"image_size: {self.architecture} takes {entry.smallest_image} to "
                 f"{entry.largest_image} pixels, not {self.image_size}"
             )
+        if self.architecture == "unet" and self.image_size % 16:
+            raise ValueError(f"image_size: unet takes multiples of 16, not {self.image_size}")
         if self.norm == "group" and self.architecture in WITHOUT_NORM:
             raise ValueError(f"norm: {self.architecture} has no norms to choose")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -210,6 +229,10 @@ class ModelSpec(Checked):
     @property
     def layout_digest(self) -> str | None:
         return self.state_layout().digest if self.layout else None
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.architecture)
 
     @property
     def mixes_images(self) -> bool:

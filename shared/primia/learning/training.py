@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from primia.errors import InvalidInput, LocalError
-from primia.learning.augmentation import augment
+from primia.learning.augmentation import augment, augment_both
 from primia.learning.batches import (
     Stepper,
     Tally,
@@ -35,7 +35,7 @@ from primia.learning.config import TrainingConfig
 from primia.learning.images import normalise
 from primia.learning.layout import Vector
 from primia.learning.models import flatten, unflatten
-from primia.learning.objective import Batch, mix
+from primia.learning.objective import Batch, dice_loss, mix
 from primia.learning.optimisers import (
     create_optimiser,
     optimiser_tensors,
@@ -43,6 +43,7 @@ from primia.learning.optimisers import (
     set_rate,
 )
 from primia.learning.schedules import Span, rate_factor
+from primia.learning.segmentation import confusion, mean_dice
 from primia.learning.spec import ModelSpec
 
 Device = Literal["cpu", "cuda", "auto"]
@@ -71,25 +72,34 @@ class TrainingStopped(LocalError):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images and their classes, with the normalisation that the model expects.
+    """Images and their classes or masks, with the normalisation that the model expects.
 
-    ``pixels``: uint8 (N, C, S, S), may be memory-mapped; ``labels``: int64 (N,).
+    ``pixels``: uint8 (N, C, S, S), may be memory-mapped; ``labels``: int64 (N,), or for
+    segmentation masks of class numbers, uint8 (N, S, S).
     """
 
     pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
 
     @classmethod
-    def of(cls, pixels: NDArray[np.uint8], labels: NDArray[np.int64], spec: ModelSpec) -> ImageData:
+    def of(
+        cls,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[Any],
+        spec: ModelSpec,
+    ) -> ImageData:
         """Checked against the model. Raises InvalidInput."""
         if pixels.dtype != np.uint8 or pixels.shape[1:] != spec.input_shape:
             raise InvalidInput(
                 f"The model takes uint8 images of shape {spec.input_shape}, "
                 f"not {pixels.dtype} {pixels.shape[1:]}."
             )
-        if labels.shape != pixels.shape[:1]:
+        masks = spec.task == "segmentation"
+        if masks and labels.shape != (len(pixels), *pixels.shape[2:]):
+            raise InvalidInput(f"{pixels.shape} images have masks of shape {labels.shape}.")
+        if not masks and labels.shape != pixels.shape[:1]:
             raise InvalidInput(f"{len(pixels)} images have {len(labels)} labels.")
         if labels.size and not 0 <= labels.min() <= labels.max() < len(spec.classes):
             raise InvalidInput(f"Labels are class numbers 0 to {len(spec.classes) - 1}.")
@@ -99,15 +109,23 @@ class ImageData:
         return len(self.labels)
 
     def batch(self, index: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Normalised images float32 (n, C, S, S) and labels (n,) of these rows."""
+        """Normalised images float32 (n, C, S, S) and int64 labels (n,), or masks (n, S, S),
+        of these rows."""
         images = normalise(self.pixels[index], self.mean, self.std)
-        return torch.from_numpy(images).to(device), torch.from_numpy(self.labels[index]).to(device)
+        labels = self.labels[index].astype(np.int64, copy=False)
+        return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+    @property
+    def masks(self) -> bool:
+        """Whether it is for segmentation."""
+        return self.labels.ndim == 3
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Mean loss and accuracy over the batches trained on (with augmentation, as they went by), or
-    of the incoming model at a site that has stopped; ``carried``: for the site's next round."""
+    """Mean loss and accuracy (of masks: mean Dice) over the batches trained on (with augmentation,
+    as they went by), or of the incoming model at a site that has stopped; ``carried``: for the
+    site's next round."""
 
     loss: float
     accuracy: float
@@ -119,7 +137,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """``confusion[i][j]``: images of class i that were taken for class j."""
+    """``confusion[i][j]``: images (of masks: pixels) of class i that were taken for class j;
+    ``accuracy``: of masks the mean Dice over the classes but the background, from all pixels of
+    all images together (segmentation.mean_dice)."""
 
     loss: float
     accuracy: float
@@ -275,8 +295,13 @@ class _Session:
     def _batch(self, index: NDArray[np.int64]) -> Batch:
         images, labels = self._data.batch(index, self._place)
         if self._config.augment:
-            data, config = self._data, self._config
-            images = augment(images, self._generator, config.augmentation, data.mean, data.std)
+            data, variation = self._data, self._config.augmentation
+            if data.masks:
+                images, labels = augment_both(
+                    images, labels, self._generator, variation, data.mean, data.std
+                )
+            else:
+                images = augment(images, self._generator, variation, data.mean, data.std)
         return mix(images, labels, self._config.mixup, self._generator)
 
     def _check(self, should_stop: ShouldStop | None, *, first: bool = False) -> None:
@@ -287,7 +312,7 @@ class _Session:
             return
         if not first:
             measure_statistics(self._module, self._data, self._place)
-        found = _figures(_logits(self._module, watched, self._place, should_stop), watched)
+        found = _measured(self._module, watched, self._place, should_stop)
         self._module.train()
         value = found.loss if rule.measure == "loss" else found.accuracy
         if not first:
@@ -350,17 +375,23 @@ def _logits(
     module: nn.Module, data: ImageData, place: torch.device, should_stop: ShouldStop | None
 ) -> NDArray[np.float32]:
     """Logits (N, classes) of a module that lies in its place; it ends in evaluation mode."""
+    return torch.cat([rows for _, rows in _parts(module, data, place, should_stop)]).numpy()
+
+
+def _parts(
+    module: nn.Module, data: ImageData, place: torch.device, should_stop: ShouldStop | None
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """(row numbers, their logits), some images at a time."""
     if not len(data):
         raise InvalidInput("There are no images to evaluate on.")
     module.eval()
-    rows: list[Tensor] = []
-    with torch.inference_mode():
-        for start in range(0, len(data), EVALUATION_BATCH):
-            if should_stop and should_stop():
-                raise TrainingStopped(f"Evaluation was stopped at image {start}.")
-            index = np.arange(start, min(start + EVALUATION_BATCH, len(data)))
-            rows.append(module(data.batch(index, place)[0]).cpu())
-    return torch.cat(rows).numpy()
+    for start in range(0, len(data), EVALUATION_BATCH):
+        if should_stop and should_stop():
+            raise TrainingStopped(f"Evaluation was stopped at image {start}.")
+        index = np.arange(start, min(start + EVALUATION_BATCH, len(data)))
+        with torch.inference_mode():
+            rows = module(data.batch(index, place)[0]).cpu()
+        yield index, rows
 
 
 def evaluate(
@@ -371,7 +402,33 @@ def evaluate(
     should_stop: ShouldStop | None = None,
 ) -> EvalResult:
     """Cross-entropy, accuracy and confusion matrix of the module on the images."""
-    return _figures(predict(module, data, device=device, should_stop=should_stop), data)
+    place = pick_device(device)
+    module.to(place)
+    try:
+        return _measured(module, data, place, should_stop)
+    finally:
+        module.to("cpu")
+
+
+def _measured(
+    module: nn.Module, data: ImageData, place: torch.device, should_stop: ShouldStop | None
+) -> EvalResult:
+    """Of a module that lies in its place; it ends in evaluation mode."""
+    if not data.masks:
+        return _figures(_logits(module, data, place, should_stop), data)
+    loss, table = 0.0, np.zeros((1, 1), np.int64)
+    for index, logits in _parts(module, data, place, should_stop):
+        masks = data.labels[index].astype(np.int64)
+        truth = torch.from_numpy(masks)
+        each = functional.cross_entropy(logits, truth) + dice_loss(logits, truth)
+        loss += float(each) * len(index)
+        table = table + confusion(logits.argmax(dim=1).numpy(), masks, logits.shape[1])
+    return EvalResult(
+        loss=loss / len(data),
+        accuracy=mean_dice(table),
+        samples=len(data),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in table),
+    )
 
 
 def _figures(logits: NDArray[np.float32], data: ImageData) -> EvalResult:

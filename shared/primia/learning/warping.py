@@ -60,6 +60,26 @@ def warps(config: Augmentation) -> bool:
 
 def warp(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
     """Images (N, C, S, S), each through a grid of its own."""
+    return _sampled(images, _grid(images, config, draws), "bilinear")
+
+
+def warp_both(
+    images: Tensor, masks: Tensor, config: Augmentation, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Images (N, C, S, S) and masks (N, 1, S, S) through the same grids; a mask's pixel is that of
+    the nearest one."""
+    grid = _grid(images, config, draws)
+    return _sampled(images, grid, "bilinear"), _sampled(masks, grid, "nearest")
+
+
+def _sampled(images: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return functional.grid_sample(
+        images, grid, mode=mode, padding_mode="border", align_corners=False
+    )
+
+
+def _grid(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
+    """(N, S, S, 2)"""
     grid = functional.affine_grid(
         _affine(config, draws), list(images.shape), align_corners=False
     )  # (N, S, S, 2)
@@ -71,9 +91,7 @@ def warp(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
     if config.elastic:
         field = draws.around(2 * config.elastic, 2, ELASTIC_CELLS, ELASTIC_CELLS)
         grid = grid + _spread(field, images.shape[-1])
-    return functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    return grid
 
 
 def _affine(config: Augmentation, draws: Draws) -> Tensor:

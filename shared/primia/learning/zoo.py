@@ -14,6 +14,7 @@ from torch import nn
 from primia.errors import InvalidInput
 from primia.learning.programs.network import Network
 from primia.learning.spec import ModelSpec
+from primia.learning.unet import UNet
 from primia.learning.vision import torchvision_models
 
 _FIRST_CONVOLUTION = {
@@ -44,7 +45,8 @@ def first_convolution(architecture: str) -> str | None:
 def build(spec: ModelSpec) -> nn.Module:
     """The module with weights as the libraries leave them.
 
-    Input (N, channels, image_size, image_size), output (N, classes).
+    Input (N, channels, image_size, image_size), output (N, classes); of a U-Net
+    (N, classes, image_size, image_size).
     """
     if spec.layout is not None:
         raise InvalidInput(
@@ -56,6 +58,8 @@ def build(spec: ModelSpec) -> nn.Module:
         module = _small_cnn(spec)
     elif spec.architecture == "lenet":
         module = _lenet(spec)
+    elif spec.architecture == "unet":
+        module = UNet(spec.channels, len(spec.classes), spec.width)
     elif spec.architecture == "mobilenet":
         module = _mobilenet(spec)
     else:

@@ -29,12 +29,12 @@ def test_every_model_runs_and_traces(name: str, channels: int) -> None:
     module = create_model(_spec(name, channels)).eval()
     images = torch.ones(1, channels, 32, 32)
     logits = module(images)
-    assert logits.shape == (1, 2)
+    assert logits.shape == ((1, 2, 32, 32) if name == "unet" else (1, 2))
     assert torch.isfinite(logits).all()
     assert torch.equal(fx.symbolic_trace(module)(images), logits)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "densenet121", "mobilenet"])
+@pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "densenet121", "mobilenet", "unet"])
 def test_norms_by_groups_take_the_place_of_all_others(name: str) -> None:
     spec = _spec(name, 1).model_copy(update={"norm": "group"})
     with torch.device("meta"):

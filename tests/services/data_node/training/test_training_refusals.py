@@ -169,6 +169,18 @@ def test_a_model_that_cannot_be_built_is_explained(federation):
     assert "cannot be built" in decision.reason
 
 
+def test_a_model_for_masks_is_refused_where_images_have_classes(federation):
+    grid = federation()
+    card = grid.owner.proposal.model.model_copy(update={"architecture": "unet", "image_size": 32})
+    training = grid.owner.proposal.training.model_copy(update={"image_size": 32})
+    update = {"model": card, "training": training}
+    grid.owner.proposal = grid.owner.proposal.model_copy(update=update)
+    row = item_row(grid.nodes[0], turn(grid.nodes[0]))
+    decision = messages.Decision.model_validate_json(row.answer)
+    assert not decision.accepted
+    assert "segmentation" in decision.reason
+
+
 def test_training_that_diverges_uploads_nothing(federation):
     grid = federation()
     grid.until("decision")
