@@ -52,7 +52,7 @@ def simulate(
     if unknown:
         raise InvalidInput(f"There is no mode {unknown[0]!r}.", hint="local,pooled,plain,secure")
     root = data if not (data / "train").is_dir() else data / "train"
-    plan = _plan(rounds, image_size, seed, settings or [])
+    plan = plan_of(rounds, image_size, seed, settings or [])
     spec = ModelSpec.parse(
         {
             "architecture": architecture,
@@ -64,13 +64,13 @@ def simulate(
     fraction = plan.training.validation_fraction
     setting = places.load(data, spec, places.Wanted(sites, images, fraction, seed))
     told = output.console().print if form is Format.TABLE else _nothing
-    budgets = _epsilons(epsilon)
-    todo = trials(setting, plan, [mode for mode in get_args(Mode) if mode in wanted], budgets)
+    chosen = [mode for mode in get_args(Mode) if mode in wanted]
+    todo = trials(setting, plan, chosen, epsilons(epsilon))
     found = compare(setting, todo, lambda name, done, of: told(f"{name}: round {done} of {of}"))
     output.show(document(found), form, lambda: tables(found))
 
 
-def _epsilons(text: str) -> list[float]:
+def epsilons(text: str) -> list[float]:
     try:
         return [float(each) for each in text.split(",") if each.strip()]
     except ValueError:
@@ -81,7 +81,7 @@ def _nothing(_text: str) -> None:
     pass
 
 
-def _plan(rounds: int, image_size: int, seed: int, settings: list[str]) -> Plan:
+def plan_of(rounds: int, image_size: int, seed: int, settings: list[str]) -> Plan:
     from primia.simulation.modes import Plan
 
     given: dict[str, Any] = {"training": {"image_size": image_size, "seed": seed}}

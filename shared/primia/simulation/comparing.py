@@ -88,23 +88,26 @@ def compare(
     setting: Setting, wanted: Sequence[Trial], progress: Progress | None = None
 ) -> Comparison:
     """Train each; each two neighbours in the order given are compared."""
-    outcomes = []
-    for trial in wanted:
-        started = time.perf_counter()
-
-        def told(done: int, rounds: int, name: str = trial.name) -> None:
-            if progress:
-                progress(name, done, rounds)
-
-        weights = train(trial.sites, trial.spec, trial.plan, secure=trial.secure, progress=told)
-        outcomes.append(_outcome(setting, trial, weights, time.perf_counter() - started))
+    outcomes = [outcome(setting, trial, progress) for trial in wanted]
     pairs = [
-        _pair(first, second, setting.test.labels) for first, second in itertools.pairwise(outcomes)
+        pair(first, second, setting.test.labels) for first, second in itertools.pairwise(outcomes)
     ]
     return Comparison(tuple(outcomes), tuple(pairs))
 
 
-def _outcome(setting: Setting, trial: Trial, weights: Vector, seconds: float) -> Outcome:
+def outcome(setting: Setting, trial: Trial, progress: Progress | None = None) -> Outcome:
+    """Train one and measure it on the test images."""
+    started = time.perf_counter()
+
+    def told(done: int, rounds: int) -> None:
+        if progress:
+            progress(trial.name, done, rounds)
+
+    weights = train(trial.sites, trial.spec, trial.plan, secure=trial.secure, progress=told)
+    return _measured(setting, trial, weights, time.perf_counter() - started)
+
+
+def _measured(setting: Setting, trial: Trial, weights: Vector, seconds: float) -> Outcome:
     logits = predict(load_model(trial.spec, weights), setting.test, device="auto")  # (N, K)
     counts = count(logits, setting.test.labels)
     if counts is None:
@@ -114,7 +117,7 @@ def _outcome(setting: Setting, trial: Trial, weights: Vector, seconds: float) ->
     return Outcome(trial.name, images, seconds, found, logits.argmax(axis=1))
 
 
-def _pair(first: Outcome, second: Outcome, labels: NDArray[np.int64]) -> Pair:
+def pair(first: Outcome, second: Outcome, labels: NDArray[np.int64]) -> Pair:
     return Pair(
         first.name,
         second.name,
