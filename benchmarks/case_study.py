@@ -69,7 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="training.PATH=VALUE")
     parser.add_argument("--gpu", action="store_true", help=f"the settings for a GPU: {GPU}")
     given = parser.parse_args()
-    wrong = sorted(set(given.modes.split(",")) - set(get_args(Mode)))
+    given.modes = [each for each in given.modes.split(",") if each]
+    wrong = sorted(set(given.modes) - set(get_args(Mode)))
     if wrong:
         parser.error(f"there is no mode {wrong[0]!r}: {', '.join(get_args(Mode))}")
     vars(given).update(GPU if given.gpu else {})
@@ -101,7 +102,7 @@ def study(given: argparse.Namespace, data: Path) -> tuple[places.Setting, dict[i
         if setting is None:
             wanted = places.Wanted(3, given.images, plan.training.validation_fraction)
             setting = places.load(data, spec, wanted)
-        modes = [mode for mode in get_args(Mode) if mode in given.modes.split(",")]
+        modes = [mode for mode in get_args(Mode) if mode in given.modes]
         seeded = places.Setting(spec, setting.sites, setting.test)
         groups[seed] = trials(seeded, plan, modes, epsilons(given.epsilon))
     assert setting is not None
