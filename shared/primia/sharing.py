@@ -81,13 +81,23 @@ def split(secret: bytes, threshold: int, count: int, stream: Stream) -> tuple[Sh
 
     ``stream`` yields the polynomial's coefficients and must serve nothing else.
     """
+    return split_at(secret, threshold, range(1, count + 1), stream)
+
+
+def split_at(
+    secret: bytes, threshold: int, points: Sequence[int], stream: Stream
+) -> tuple[Share, ...]:
+    """The same at these points, distinct and from 1 to 255."""
+    count = len(points)
     if not 1 <= threshold <= count <= MAX_SHARES:
         raise ValueError(f"needed: 1 <= threshold ({threshold}) <= shares ({count}) <= 255")
+    if len(set(points)) != count or not 1 <= min(points) <= max(points) <= MAX_SHARES:
+        raise ValueError("the points of shares are distinct and from 1 to 255")
     if len(secret) > SECRET_BYTES:
         raise ValueError(f"a secret has at most {SECRET_BYTES} bytes")
     coefficients = [int.from_bytes(secret, "little")]
     coefficients += [_element(stream) for _ in range(threshold - 1)]
-    return tuple(Share(point, _evaluate(coefficients, point)) for point in range(1, count + 1))
+    return tuple(Share(point, _evaluate(coefficients, point)) for point in points)
 
 
 def combine(shares: Iterable[Share], threshold: int, size: int) -> bytes:

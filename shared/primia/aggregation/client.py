@@ -35,7 +35,14 @@ from primia.aggregation.quantise import Exponents, check_update, encode
 from primia.aggregation.roster import Roster
 from primia.aggregation.state import NodeState, Phase, Step
 from primia.aggregation.survivors import Outcome, Reveal
-from primia.aggregation.terms import MAX_SAMPLES, Groups, RoundId, check_node, check_threshold
+from primia.aggregation.terms import (
+    MAX_SAMPLES,
+    Assumed,
+    Groups,
+    RoundId,
+    check_node,
+    check_threshold,
+)
 from primia.codec import Writer
 from primia.errors import InvalidInput, UnexpectedMessage
 from primia.prg import Seed
@@ -51,12 +58,14 @@ def advertise(
     groups: Groups,
     exponents: Exponents,
     sign: Sign,
+    assumed: Assumed | None = None,
 ) -> tuple[NodeState, bytes]:
     """Round 0: the signed public keys of this node for this round.
 
     ``seed`` is fresh and used for no other round. ``threshold`` is the one that the node approved
     with the run; ``exponents`` come from ``quantise.exponents(update, groups)``; ``samples`` weigh
-    the update and are public. Raises ``InvalidInput``.
+    the update and are public. ``assumed``: with it a large round has a sparse graph (``graph``).
+    Raises ``InvalidInput``.
     """
     check_node(node)
     if not 1 <= samples <= MAX_SAMPLES:
@@ -73,6 +82,7 @@ def advertise(
         secrets.encryption().public,
         secrets.masking().public,
         commit(secrets.self_mask(), round_id, node),
+        assumed=assumed,
     )
     advertisement = replace(unsigned, signature=sign(unsigned.signed_bytes()))
     # What a peer would refuse fails here.
@@ -83,7 +93,7 @@ def advertise(
 def share(
     state: NodeState, advertisements: Mapping[str, bytes], verify: Verify
 ) -> tuple[NodeState, dict[str, bytes]]:
-    """Round 1: for every node of the roster, this one included, an envelope of 152 bytes.
+    """Round 1: for each neighbour (``graph``) and this node itself an envelope of 152 bytes.
 
     ``advertisements``: of all nodes of the round, by node. Raises what ``Roster.of`` does, and
     ``InconsistentRound`` if this node's own advertisement is missing or altered, or the others'
@@ -171,7 +181,7 @@ def _join(
     *values: NDArray[np.float32] | NDArray[np.uint64],
 ) -> tuple[NodeState, tuple[str, ...]]:
     """The state once the envelopes are opened, and the members to mask with."""
-    members = roster.subset(envelopes, "nodes shared their keys")
+    members = roster.neighbourhood(state.node, envelopes)
     _check_presence(state, members, "members")
     request = _digest_of_mask(members, envelopes, *values)
     phase = state.advance(Step.MASK, request)
@@ -182,13 +192,19 @@ def _join(
     return _next(state, phase, request, holdings=holdings), members
 
 
-def confirm(state: NodeState, survivors: Iterable[str], sign: Sign) -> tuple[NodeState, bytes]:
+def confirm(
+    state: NodeState,
+    survivors: Iterable[str],
+    sign: Sign,
+    members: Iterable[str] | None = None,
+) -> tuple[NodeState, bytes]:
     """Round 3: this node's signature (64 bytes) over roster, members and survivors.
 
+    ``members`` are needed in a sparse graph, where a node has heard from its neighbours only.
     Raises ``BelowThreshold``, ``InconsistentRound`` (also if this node is not among them).
     """
     roster = _roster(state, Step.CONFIRM)
-    outcome = _outcome(state, roster, survivors)
+    outcome = _outcome(state, roster, survivors, members)
     signed = outcome.signed_bytes(roster)
     request = sha256(signed).digest()
     phase = state.advance(Step.CONFIRM, request)
@@ -200,6 +216,7 @@ def reveal(
     survivors: Iterable[str],
     confirmations: Mapping[str, bytes],
     verify: Verify,
+    members: Iterable[str] | None = None,
 ) -> tuple[NodeState, bytes]:
     """Round 4: this node's share of each survivor's self mask and each dropped node's masking key.
 
@@ -208,7 +225,7 @@ def reveal(
     ``UnexpectedMessage`` for another set than the confirmed one.
     """
     roster = _roster(state, Step.REVEAL)
-    outcome = _outcome(state, roster, survivors)
+    outcome = _outcome(state, roster, survivors, members)
     request = sha256(outcome.signed_bytes(roster)).digest()
     phase = state.advance(Step.REVEAL, request)
     if request != state.requests[Step.CONFIRM]:
@@ -223,7 +240,7 @@ def reveal(
         )
     shares = {
         dealer: (outcome.kind(dealer), state.holdings[dealer].share(outcome.kind(dealer)))
-        for dealer in outcome.members
+        for dealer in roster.graph.near(state.node, outcome.members)
     }
     answer = Reveal(roster.context, shares).to_bytes()
     return _next(state, phase, request), answer
@@ -247,8 +264,15 @@ def _next(state: NodeState, phase: Phase, request: bytes, **changes: object) -> 
     return changed
 
 
-def _outcome(state: NodeState, roster: Roster, survivors: Iterable[str]) -> Outcome:
-    outcome = Outcome.of(roster, state.holdings, survivors)
+def _outcome(
+    state: NodeState,
+    roster: Roster,
+    survivors: Iterable[str],
+    members: Iterable[str] | None,
+) -> Outcome:
+    outcome = Outcome.of(roster, state.holdings if members is None else members, survivors)
+    if roster.graph.near(state.node, outcome.members) != tuple(sorted(state.holdings)):
+        raise InconsistentRound(f"{state.node} has masked with other members than are named.")
     _check_presence(state, outcome.survivors, "survivors")
     return outcome
 

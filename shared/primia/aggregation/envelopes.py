@@ -1,6 +1,6 @@
 """Shares of a node's round secrets, sealed for each holder (Bonawitz et al., round 1: ShareKeys).
 
-The dealer of a round gives every node of the roster, itself included, one envelope of
+The dealer of a round gives its neighbours (``graph``) and itself one envelope each of
 ``ENVELOPE_BYTES``: SHA-256 commitments to the two shares, then both shares under
 ChaCha20-Poly1305. The key comes from HKDF over the X25519 agreement of dealer and holder, with
 roster, dealer and holder as its purpose, so it encrypts one message in one direction in one round
@@ -10,6 +10,7 @@ and the nonce can be constant. The commitments let the owner tell false shares f
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
@@ -23,7 +24,7 @@ from primia.aggregation.roster import Roster
 from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage
 from primia.prg import SEED_BYTES
-from primia.sharing import SHARE_BYTES, Share, split
+from primia.sharing import SHARE_BYTES, Share, split_at
 
 _MAGIC = b"PGE1"
 _TAG_BYTES = 16
@@ -95,25 +96,27 @@ def commit_share(share: Share, kind: Kind, context: bytes, dealer: str) -> bytes
 
 
 def deal(secrets: RoundSecrets, roster: Roster, dealer: str) -> dict[str, bytes]:
-    """The dealer's envelopes for all nodes of the roster, by holder. Deterministic."""
-    holdings = _split(secrets, roster)
+    """The dealer's envelopes, by holder. Deterministic."""
+    holders = roster.graph.holders(dealer)
+    holdings = _split(secrets, roster, holders)
     pair = secrets.encryption()
     return {
         holder: _seal(pair, roster, dealer, holder, holding).to_bytes()
-        for holder, holding in zip(roster.nodes, holdings, strict=True)
+        for holder, holding in zip(holders, holdings, strict=True)
     }
 
 
-def _split(secrets: RoundSecrets, roster: Roster) -> list[Holding]:
+def _split(secrets: RoundSecrets, roster: Roster, holders: Sequence[str]) -> list[Holding]:
+    points = [roster.position(holder) + 1 for holder in holders]
     values = (
         ("masking-key", secrets.masking().reveal()),
         ("self-mask", secrets.self_mask().reveal()),
     )
     keys, seeds = (
-        split(
+        split_at(
             value,
-            roster.threshold,
-            len(roster.nodes),
+            roster.share_threshold,
+            points,
             secrets.coefficients(purpose, roster.context),
         )
         for purpose, value in values

@@ -16,9 +16,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from primia.aggregation.quantise import MAX_EXPONENT, MIN_EXPONENT, Exponents
-from primia.aggregation.terms import MAX_NODES, MAX_SAMPLES, Groups, RoundId, read_node
+from primia.aggregation.terms import (
+    MAX_NODES,
+    MAX_SAMPLES,
+    Assumed,
+    Groups,
+    RoundId,
+    read_node,
+)
 from primia.codec import Reader, Writer
-from primia.errors import MalformedMessage
+from primia.errors import InvalidInput, MalformedMessage
 from primia.prg import Seed, Stream
 
 Sign = Callable[[bytes], bytes]
@@ -29,8 +36,9 @@ Verify = Callable[[str, bytes, bytes], bool]
 KEY_BYTES = 32
 DIGEST_BYTES = 32
 SIGNATURE_BYTES = 64
-_MAGIC = b"PGA1"
-_SIGNED = b"primia/aggregation/advertisement/1\0"
+_MAGIC = b"PGA2"
+_SIGNED = b"primia/aggregation/advertisement/2\0"
+_ALL = 0xFFFF
 
 
 class KeyPair:
@@ -96,7 +104,10 @@ def commit(self_mask: Seed, round_id: RoundId, node: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """What a node tells the round of itself; all public, signed with the node's identity."""
+    """What a node tells the round of itself; all public, signed with the node's identity.
+
+    ``assumed``: what a sparse graph is made for, None where everybody masks with everybody.
+    """
 
     round_id: RoundId
     node: str
@@ -108,6 +119,7 @@ class Advertisement:
     masking_key: bytes
     commitment: bytes
     signature: bytes = b""
+    assumed: Assumed | None = None
 
     def signed_bytes(self) -> bytes:
         return _SIGNED + self._body()
@@ -117,7 +129,10 @@ class Advertisement:
 
     def _body(self) -> bytes:
         writer = self.round_id.write(Writer()).text(self.node)
-        writer.u16(self.threshold).u32(self.samples)
+        writer.u16(self.threshold)
+        writer.u16(_ALL if self.assumed is None else self.assumed.colluding)
+        writer.u16(_ALL if self.assumed is None else self.assumed.lost)
+        writer.u32(self.samples)
         self.groups.write(writer)
         for exponent in self.exponents:
             writer.u8(exponent - MIN_EXPONENT)
@@ -128,10 +143,12 @@ class Advertisement:
         """Raises ``MalformedMessage``. The signature is not verified here."""
         reader = Reader(data)
         reader.expect(_MAGIC, "an advertisement of round keys")
+        round_id, node, threshold = RoundId.read(reader), read_node(reader), reader.u16()
+        assumed = _assumed(reader.u16(), reader.u16())
         value = cls(
-            RoundId.read(reader),
-            read_node(reader),
-            reader.u16(),
+            round_id,
+            node,
+            threshold,
             reader.u32(),
             Groups.read(reader),
             (reader.u8() + MIN_EXPONENT, reader.u8() + MIN_EXPONENT),
@@ -139,6 +156,7 @@ class Advertisement:
             reader.raw(KEY_BYTES),
             reader.raw(DIGEST_BYTES),
             reader.raw(SIGNATURE_BYTES),
+            assumed,
         )
         reader.finish()
         value._check_ranges()
@@ -151,3 +169,12 @@ class Advertisement:
             raise MalformedMessage(f"{self.node} advertises {self.samples} samples.")
         if max(self.exponents) > MAX_EXPONENT:
             raise MalformedMessage(f"{self.node} advertises exponents past {MAX_EXPONENT}.")
+
+
+def _assumed(colluding: int, lost: int) -> Assumed | None:
+    if colluding == lost == _ALL:
+        return None
+    try:
+        return Assumed(colluding, lost)
+    except InvalidInput as error:
+        raise MalformedMessage(error.detail) from None

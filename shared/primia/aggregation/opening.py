@@ -43,12 +43,13 @@ class Recovered:
 def check_reveal(
     roster: Roster, envelopes: Envelopes, outcome: Outcome, holder: str, data: bytes
 ) -> Reveal:
-    """A holder's reveal, if it has the one right share of every member.
+    """A holder's reveal, if it has the one right share of every member of which it holds one.
 
     Raises ``MalformedMessage``, or ``InconsistentRound`` naming the dealer.
     """
     reveal = Reveal.parse(data)
-    if reveal.context != roster.context or set(reveal.shares) != set(outcome.members):
+    held = roster.graph.near(holder, outcome.members)
+    if reveal.context != roster.context or set(reveal.shares) != set(held):
         raise InconsistentRound(f"{holder} reveals shares of another round.")
     point = roster.position(holder) + 1
     for dealer, (kind, share) in reveal.shares.items():
@@ -85,7 +86,14 @@ def recover(
             f"Only {len(valid)} nodes revealed valid shares; the threshold is {roster.threshold}.",
             rejected=rejected,
         )
-    shares = {dealer: [reveal.shares[dealer][1] for reveal in valid] for dealer in outcome.members}
+    shares = {dealer: _shares(dealer, valid) for dealer in outcome.members}
+    for dealer, found in shares.items():
+        if len(found) < roster.share_threshold:
+            raise BelowThreshold(
+                f"Only {len(found)} of {dealer}'s neighbours revealed valid shares; "
+                f"{roster.share_threshold} are needed.",
+                rejected=rejected,
+            )
     return Recovered(
         {node: _self_mask(roster, node, shares[node]) for node in outcome.survivors},
         {node: _masking_key(roster, node, shares[node]) for node in outcome.dropped},
@@ -140,8 +148,12 @@ def _remaining(roster: Roster, outcome: Outcome, recovered: Recovered) -> Iterat
     for seed in recovered.self_masks.values():
         yield self_mask(seed, roster).inverse()
     for dropped, pair in recovered.masking_keys.items():
-        for survivor in outcome.survivors:
+        for survivor in roster.graph.near(dropped, outcome.survivors):
             yield pairwise_mask(pair, roster, survivor, dropped).inverse()
+
+
+def _shares(dealer: str, reveals: Sequence[Reveal]) -> list[Share]:
+    return [reveal.shares[dealer][1] for reveal in reveals if dealer in reveal.shares]
 
 
 def _self_mask(roster: Roster, node: str, shares: Sequence[Share]) -> Seed:
@@ -160,7 +172,7 @@ def _masking_key(roster: Roster, node: str, shares: Sequence[Share]) -> KeyPair:
 
 def _combine(roster: Roster, node: str, shares: Sequence[Share], kind: Kind) -> bytes:
     try:
-        return combine(shares, roster.threshold, SECRET_SIZES[kind])
+        return combine(shares, roster.share_threshold, SECRET_SIZES[kind])
     except WrongShares:
         raise _dealt_falsely(node) from None
 

@@ -6,20 +6,22 @@ follows: nodes that were shown different rosters agree on nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
 from primia.aggregation.errors import BelowThreshold, InconsistentRound, InvalidSignature
+from primia.aggregation.graph import Graph, degree
 from primia.aggregation.keys import Advertisement, Verify
 from primia.aggregation.quantise import Exponents, largest_exponents
 from primia.aggregation.terms import (
     MAX_NODES,
     MIN_NODES,
+    Assumed,
     Groups,
     RoundId,
-    default_threshold,
+    least_threshold,
 )
 from primia.codec import Writer
 from primia.errors import MalformedMessage
@@ -57,22 +59,20 @@ class Roster:
             raise BelowThreshold("Secure aggregation needs at least two nodes.")
         first = self.advertisements[0]
         for other in self.advertisements[1:]:
-            if (other.round_id, other.threshold, other.groups) != (
-                first.round_id,
-                first.threshold,
-                first.groups,
-            ):
+            if _terms(other) != _terms(first):
                 raise InconsistentRound(
-                    f"{first.node} and {other.node} advertise different rounds, thresholds or "
-                    "vector sizes."
+                    f"{first.node} and {other.node} advertise different rounds, thresholds, "
+                    "graphs or vector sizes."
                 )
         if self.threshold > len(self.nodes):
             raise BelowThreshold(
                 f"{len(self.nodes)} nodes advertised keys; the threshold is {self.threshold}."
             )
-        if self.threshold < default_threshold(len(self.nodes)):
+        if self.threshold < least_threshold(len(self.nodes), self.assumed):
+            colluding = f", {self.assumed.colluding} of them colluding" if self.assumed else ""
             raise InconsistentRound(
-                f"A threshold of {self.threshold} is no majority of {len(self.nodes)} nodes."
+                f"A threshold of {self.threshold} is no majority of {len(self.nodes)} "
+                f"nodes{colluding}."
             )
         self._check_keys()
 
@@ -116,6 +116,21 @@ class Roster:
         return self.advertisements[0].threshold
 
     @property
+    def assumed(self) -> Assumed | None:
+        return self.advertisements[0].assumed
+
+    @cached_property
+    def graph(self) -> Graph:
+        made = degree(len(self.nodes), self.assumed) if self.assumed else None
+        return Graph(self.nodes, self.context, made)
+
+    @property
+    def share_threshold(self) -> int:
+        """How many shares give a node's secret: in a sparse graph fewer than ``threshold``."""
+        sparse = self.graph.degree
+        return self.threshold if sparse is None else sparse.threshold
+
+    @property
     def groups(self) -> Groups:
         return self.advertisements[0].groups
 
@@ -142,6 +157,44 @@ class Roster:
         if len(ordered) < self.threshold:
             raise BelowThreshold(f"Only {len(ordered)} {what}; the threshold is {self.threshold}.")
         return ordered
+
+    def neighbourhood(self, node: str, dealers: Iterable[str]) -> tuple[str, ...]:
+        """The dealers that the node has envelopes from, sorted, itself among its neighbours.
+
+        Raises ``InconsistentRound`` or ``BelowThreshold``.
+        """
+        if self.graph.degree is None:
+            return self.subset(dealers, "nodes shared their keys")
+        ordered = tuple(sorted(dealers))
+        if self.graph.near(node, ordered) != ordered:
+            raise InconsistentRound(f"{node} has envelopes from others than its neighbours.")
+        if len(ordered) < self.share_threshold:
+            raise BelowThreshold(
+                f"Only {len(ordered)} of {node}'s neighbours shared their keys; "
+                f"{self.share_threshold} are needed."
+            )
+        return ordered
+
+    def check_spread(self, members: Iterable[str], survivors: Collection[str]) -> None:
+        """Raises ``BelowThreshold`` unless a sparse graph has survivors everywhere: enough along
+        the ring to stay connected, and around each member to give its secret."""
+        sparse = self.graph.degree
+        if sparse is None:
+            return
+        if self.graph.least_spread(survivors) < sparse.spread:
+            raise BelowThreshold(
+                f"Fewer than {sparse.spread} survivors among {sparse.window} nodes in a row: the "
+                "graph of those that remain might fall apart."
+            )
+        for node in members:
+            if len(self.graph.near(node, survivors)) < sparse.threshold:
+                raise BelowThreshold(
+                    f"Fewer than {sparse.threshold} of {node}'s neighbours delivered their update."
+                )
+
+
+def _terms(entry: Advertisement) -> tuple[object, ...]:
+    return entry.round_id, entry.threshold, entry.assumed, entry.groups
 
 
 def check_signature(advertisement: Advertisement, verify: Verify) -> None:

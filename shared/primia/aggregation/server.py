@@ -102,17 +102,17 @@ def check_advertisement(
 
 
 def check_envelopes(roster: Roster, dealer: str, envelopes: Mapping[str, bytes]) -> None:
-    """Raises ``MalformedMessage``, or ``InconsistentRound`` unless there is one for every node."""
+    """Raises ``MalformedMessage``, or ``InconsistentRound`` unless there is one a holder."""
     roster.position(dealer)
-    if set(envelopes) != set(roster.nodes):
-        raise InconsistentRound(f"{dealer} did not send one envelope for each node of the roster.")
+    if set(envelopes) != set(roster.graph.holders(dealer)):
+        raise InconsistentRound(f"{dealer} did not send one envelope to each of its holders.")
     for data in envelopes.values():
         Envelope.parse(data)
 
 
 def inbox(envelopes: Envelopes, holder: str) -> dict[str, bytes]:
-    """dealer -> the envelope that it sealed for ``holder``: the members are the dealers."""
-    return {dealer: sealed[holder] for dealer, sealed in envelopes.items()}
+    """dealer -> the envelope that it sealed for ``holder``: the members among its neighbours."""
+    return {dealer: sealed[holder] for dealer, sealed in envelopes.items() if holder in sealed}
 
 
 def check_confirmation(

@@ -38,6 +38,7 @@ class Outcome:
         remaining = roster.subset(survivors, "nodes delivered their update")
         if not set(remaining) <= set(taking_part):
             raise InconsistentRound("A survivor is named that never shared its keys.")
+        roster.check_spread(taking_part, set(remaining))
         return cls(taking_part, remaining)
 
     @property

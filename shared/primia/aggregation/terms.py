@@ -6,6 +6,7 @@ in a round is the order of the names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +45,26 @@ class RoundId:
     @classmethod
     def read(cls, reader: Reader) -> RoundId:
         return cls(reader.raw(RUN_ID_BYTES), reader.u32())
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What a sparse round must withstand: so many nodes that collude with the owner, and so many
+    that are lost on the way."""
+
+    colluding: int
+    lost: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.colluding < MAX_NODES and 0 <= self.lost < MAX_NODES):
+            raise InvalidInput(
+                f"{self.colluding} colluding and {self.lost} lost nodes cannot be assumed."
+            )
+
+    @classmethod
+    def shares(cls, nodes: int, colluding: float, lost: float) -> Assumed:
+        """From shares of the nodes, rounded up."""
+        return cls(math.ceil(nodes * colluding), math.ceil(nodes * lost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +122,22 @@ def default_threshold(nodes: int) -> int:
     return nodes // 2 + 1
 
 
-def check_threshold(threshold: int, nodes: int) -> int:
+def least_threshold(nodes: int, assumed: Assumed | None = None) -> int:
+    return max(MIN_NODES, default_threshold(nodes + (assumed.colluding if assumed else 0)))
+
+
+def check_threshold(threshold: int, nodes: int, assumed: Assumed | None = None) -> int:
     """The threshold, if it suits a run of ``nodes`` nodes.
 
     It must be more than half: otherwise an owner could have two disjoint sets of nodes confirm two
-    survivor sets and learn both kinds of share of a node (Bonawitz et al., section 6).
+    survivor sets and learn both kinds of share of a node (Bonawitz et al., section 6). Colluding
+    nodes confirm both, so that as many more are needed where they are ``assumed``.
     """
     if not MIN_NODES <= nodes <= MAX_NODES:
         raise InvalidInput(
             f"Secure aggregation takes {MIN_NODES} to {MAX_NODES} nodes, not {nodes}."
         )
-    least = max(MIN_NODES, default_threshold(nodes))
+    least = least_threshold(nodes, assumed)
     if not least <= threshold <= nodes:
         raise InvalidInput(
             f"A threshold of {threshold} does not suit {nodes} nodes.",

@@ -16,7 +16,7 @@ from primia.aggregation import client, quantise, server
 from primia.aggregation.roster import Roster
 from primia.aggregation.state import NodeState
 from primia.aggregation.survivors import Outcome
-from primia.aggregation.terms import Groups, RoundId, default_threshold
+from primia.aggregation.terms import Assumed, Groups, RoundId, least_threshold
 from primia.prg import Seed
 
 RUN = bytes(range(16))
@@ -76,6 +76,7 @@ class Federation:
     vectors: Mapping[str, NDArray[np.uint32]] = field(default_factory=dict)
     confirmations: Mapping[str, bytes] = field(default_factory=dict)
     reveals: Mapping[str, bytes] = field(default_factory=dict)
+    assumed: Assumed | None = None
 
     @classmethod
     def of(cls, count: int, **changes: Any) -> Federation:
@@ -84,7 +85,7 @@ class Federation:
             **{
                 "updates": {node: random_update(at) for at, node in enumerate(nodes)},
                 "samples": {node: 17 + 40 * at for at, node in enumerate(nodes)},
-                "threshold": default_threshold(count),
+                "threshold": least_threshold(count, changes.get("assumed")),
                 "seeds": {node: Seed(bytes([at + 1]) * 16) for at, node in enumerate(nodes)},
                 **changes,
             }
@@ -113,6 +114,7 @@ class Federation:
                 groups=self.groups,
                 exponents=quantise.exponents(self.updates[node], self.groups),
                 sign=identity(node).sign,
+                assumed=self.assumed,
             )
             for node in self._all(nodes, self.nodes)
         }
@@ -136,7 +138,9 @@ class Federation:
 
     def confirm(self, nodes: Iterable[str] | None = None) -> Federation:
         answers = {
-            node: client.confirm(self.states[node], self.vectors, identity(node).sign)
+            node: client.confirm(
+                self.states[node], self.vectors, identity(node).sign, self.envelopes
+            )
             for node in self._all(nodes, self.vectors)
         }
         for node, (_, signature) in answers.items():
@@ -145,7 +149,9 @@ class Federation:
 
     def reveal(self, nodes: Iterable[str] | None = None) -> Federation:
         answers = {
-            node: client.reveal(self.states[node], self.vectors, self.confirmations, verify)
+            node: client.reveal(
+                self.states[node], self.vectors, self.confirmations, verify, self.envelopes
+            )
             for node in self._all(nodes, self.confirmations)
         }
         return self._after("reveals", answers)

@@ -71,12 +71,12 @@ def test_frozen_envelope() -> None:
     fixed = frozen_federation().advertise().roster
     data = deal(secrets_of(ALICE), fixed, ALICE)[BOB]
     assert len(data) == ENVELOPE_BYTES == 152
-    assert fixed.context.hex() == "9f56ea65919b6859884f5c580313e3df93644e4cede4ae77f1f417c79594215b"
+    assert fixed.context.hex() == "ba7520e2e0a106073c86da217f93f61f0c93841bdd8d1303ea681ed94a639995"
     assert (
         sha256(data).hexdigest()
-        == "6f9dcc51802fd91fe4772e14b6d585c273a6ec3a3759ae61a261ed2c4b91b9c0"
+        == "74a7b9b939102fda99be0970ed3cc1246d6e1d39d0a63af9701048ad655eb2d4"
     )
-    assert data[:20].hex() == "50474531c6abe65d69a01434ff8da88b47c7c48d"
+    assert data[:20].hex() == "5047453105a5eecad9ca253c7d8aff0576b8feff"
 
 
 def test_only_the_named_holder_opens_an_envelope() -> None:

@@ -93,7 +93,7 @@ def test_an_advertisement_survives_its_bytes() -> None:
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_advertisement(data: bytes) -> None:
-    for candidate in (data, b"PGA1" + data):
+    for candidate in (data, b"PGA2" + data):
         with contextlib.suppress(MalformedMessage):
             assert Advertisement.parse(candidate).to_bytes() == candidate
 

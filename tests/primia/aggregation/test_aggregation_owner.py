@@ -277,7 +277,7 @@ def test_envelopes_are_checked_when_they_arrive() -> None:
     server.check_envelopes(roster, ALICE, sealed)
     missing = {holder: data for holder, data in sealed.items() if holder != EVE}
     for bad in ({}, missing, {**sealed, "mallory": sealed[BOB]}):
-        with pytest.raises(InconsistentRound, match="one envelope for each node"):
+        with pytest.raises(InconsistentRound, match="one envelope to each of its holders"):
             server.check_envelopes(roster, ALICE, bad)
     with pytest.raises(MalformedMessage):
         server.check_envelopes(roster, ALICE, {**sealed, BOB: sealed[BOB][:-1]})
