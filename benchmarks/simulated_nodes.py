@@ -1,6 +1,7 @@
 """A round of secure aggregation with many nodes, all in one process: seconds and bytes of each.
 
-python -m benchmarks.simulated_nodes [--nodes 3 10 25 50] [--values 11200000]
+python -m benchmarks.simulated_nodes [--nodes 3 10 25 50 100] [--values 11200000]
+Of more than fifty nodes, a round with a sparse graph is set beside one in which all mask with all.
 One node drops out after its keys were shared. Only one update lies in memory at a time: all nodes
 have the same, and the result must be it again.
 """
@@ -18,11 +19,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from primia.aggregation import client, server
+from primia.aggregation.graph import degree
 from primia.aggregation.quantise import exponents, tolerance
-from primia.aggregation.terms import Groups, RoundId, default_threshold
+from primia.aggregation.terms import Assumed, Groups, RoundId, least_threshold
 from primia.aggregation.wire import HEADER_BYTES
 from primia.prg import Seed, Stream, fresh_bytes
 
+COMPLETE_UP_TO = 50  # as services.model_owner.rounds.domain has it
 ROUND = RoundId(bytes(16), 1)
 SAMPLES = 100
 _BUFFERS = 1000  # of a thousand values, one is a buffer's: as in ResNet-18
@@ -50,7 +53,7 @@ class _Watch:
         return result
 
 
-def measure(nodes: int, values: int) -> Cost:
+def measure(nodes: int, values: int, assumed: Assumed | None = None) -> Cost:
     groups = Groups(values - values // _BUFFERS, values // _BUFFERS)
     names = [f"site-{number:03}" for number in range(nodes)]
     keys = {name: Ed25519PrivateKey.from_private_bytes(fresh_bytes(32)) for name in names}
@@ -73,7 +76,8 @@ def measure(nodes: int, values: int) -> Cost:
                 Seed.fresh(),
                 round_id=ROUND,
                 node=name,
-                threshold=default_threshold(nodes),
+                threshold=least_threshold(nodes, assumed),
+                assumed=assumed,
                 samples=SAMPLES,
                 groups=groups,
                 exponents=exponents(update, groups),
@@ -101,7 +105,7 @@ def measure(nodes: int, values: int) -> Cost:
     signed = {
         name: watch.time(
             "node",
-            lambda name=name: client.confirm(states[name], survivors, keys[name].sign),  # type: ignore[misc]
+            lambda name=name: client.confirm(states[name], survivors, keys[name].sign, sealed),  # type: ignore[misc]
         )
         for name in survivors
     }
@@ -109,7 +113,9 @@ def measure(nodes: int, values: int) -> Cost:
     reveals = {
         name: watch.time(
             "node",
-            lambda name=name: client.reveal(signed[name][0], survivors, signatures, verify)[1],  # type: ignore[misc]
+            lambda name=name: client.reveal(
+                signed[name][0], survivors, signatures, verify, sealed
+            )[1],  # type: ignore[misc]
         )
         for name in survivors
     }
@@ -136,16 +142,24 @@ def _size(messages: Mapping[str, bytes]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[3, 10, 25, 50])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[3, 10, 25, 50, 100])
     parser.add_argument("--values", type=int, default=11_200_000)
+    parser.add_argument("--share", type=float, default=0.1, help="of nodes that collude, and lost")
     given = parser.parse_args()
     for nodes in given.nodes:
-        cost = measure(nodes, given.values)
-        print(
-            f"{nodes:3} nodes: node {cost.node_seconds:.2f} s, owner {cost.owner_seconds:.2f} s, "
-            f"up {cost.node_up / 1e6:.1f} MB, down {cost.node_down / 1e6:.3f} MB beside the model",
-            flush=True,
-        )
+        show(f"{nodes:3} nodes, all with all", measure(nodes, given.values))
+        assumed = Assumed.shares(nodes, given.share, given.share)
+        if nodes > COMPLETE_UP_TO and (found := degree(nodes, assumed)):
+            name = f"{nodes:3} nodes, {found.neighbours} neighbours"
+            show(name, measure(nodes, given.values, assumed))
+
+
+def show(name: str, cost: Cost) -> None:
+    print(
+        f"{name}: node {cost.node_seconds:.2f} s, owner {cost.owner_seconds:.2f} s, "
+        f"up {cost.node_up / 1e6:.2f} MB, down {cost.node_down / 1e6:.3f} MB beside the model",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ class DataNodeSettings(ServiceSettings):
     minimum_sites: int = Field(
         default=2, ge=2, description="threshold below which this site joins no secure run"
     )
+    colluding_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="share of colluding sites that a run's sparse graph must withstand at least",
+    )
     statistics_minimum: int = Field(
         default=10,
         ge=2,

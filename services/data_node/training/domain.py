@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from primia.aggregation.terms import least_threshold
 from primia.errors import (
     Conflict,
     PeerError,
@@ -195,8 +196,14 @@ def _unsafe_threshold(proposal: Proposal) -> list[str]:
         return []
     if threshold > nodes:
         return [f"The threshold {threshold} is above the number of nodes in a round, {nodes}."]
-    if threshold < 2 or 2 * threshold <= nodes:
+    if threshold < least_threshold(nodes):
         return [f"The threshold {threshold} is not more than half of {nodes} nodes, or below 2."]
+    assumed = proposal.assumed()
+    if threshold < least_threshold(nodes, assumed):
+        return [
+            f"The threshold {threshold} is too small for {nodes} nodes of which "
+            f"{assumed.colluding if assumed else 0} may collude."
+        ]
     return []
 
 

@@ -82,6 +82,7 @@ def begin(
         groups=groups,
         exponents=needed,
         sign=signer(identity, terms),
+        assumed=proposal.assumed(),
     )
     return state, advertisement, {"parameters": needed[0], "buffers": needed[1]}
 
@@ -99,6 +100,7 @@ def begin_counting(
         groups=Groups(count, 0),
         exponents=(0, 0),
         sign=signer(identity, terms),
+        assumed=proposal.assumed(measuring=True),
     )
 
 
@@ -137,12 +139,14 @@ def mask_integers(
 
 
 def confirm(state: NodeState, item: Confirm, sign: Sign) -> Advanced:
-    state, signature = client.confirm(state, item.survivors, sign)
+    state, signature = client.confirm(state, item.survivors, sign, item.members)
     return state, Confirmation(signature=encode_key(signature))
 
 
 def unmask(state: NodeState, item: Unmask, verify: Verify) -> Advanced:
-    state, reveal = client.reveal(state, item.survivors, _decoded(item.confirmations), verify)
+    state, reveal = client.reveal(
+        state, item.survivors, _decoded(item.confirmations), verify, item.members
+    )
     return state, Shares(reveal=encode_key(reveal))
 
 

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-from primia.aggregation.terms import MIN_NODES, check_threshold, default_threshold
+from primia.aggregation.graph import degree
+from primia.aggregation.terms import check_threshold, least_threshold
 from primia.errors import Conflict, InvalidInput
+from primia.messages.rounds import AggregationSettings, SparseGraph
+
+COMPLETE_UP_TO = 50  # sites that mask with all others unless a sparse graph is asked for
 
 RunState = Literal["reviewing", "running", "evaluating", "finished", "failed", "cancelled"]
 Phase = Literal[
@@ -252,11 +256,34 @@ def drawn(nodes: Sequence[str], sites: int | None, seed: int, number: int) -> tu
     return tuple(sorted(sorted(nodes, key=rank)[:sites]))
 
 
-def resolve_threshold(nodes: int, asked: int | None, minimum: int, *, secure: bool) -> int:
+def resolve_graph(settings: AggregationSettings, nodes: int) -> SparseGraph | None:
+    """Of a round of ``nodes``; None: every two sites mask together. Raises InvalidInput."""
+    if not settings.secure or settings.graph == "complete":
+        return None
+    found = degree(nodes, settings.sparse.assumed(nodes))
+    if settings.graph == "auto":
+        worthwhile = nodes > COMPLETE_UP_TO and found and 2 * found.neighbours <= nodes
+        return settings.sparse if worthwhile else None
+    if found is None:
+        raise InvalidInput(
+            f"With {nodes} sites, of which {settings.sparse.colluding:.0%} may collude and "
+            f"{settings.sparse.lost:.0%} be lost, a site needs all others as neighbours.",
+            hint="Use aggregation.graph=complete, or assume fewer.",
+        )
+    return settings.sparse
+
+
+def resolve_threshold(
+    nodes: int, settings: AggregationSettings, sparse: SparseGraph | None = None
+) -> int:
     """Nodes that must remain in a round of ``nodes``. Raises InvalidInput."""
-    if secure:
-        least = max(MIN_NODES, default_threshold(nodes))
-        return check_threshold(least if asked is None else asked, nodes)
-    if minimum > nodes:
-        raise InvalidInput(f"minimum_nodes is {minimum}, but a round has only {nodes} nodes.")
-    return minimum
+    if settings.secure:
+        assumed = None if sparse is None else sparse.assumed(nodes)
+        asked = settings.threshold
+        wanted = least_threshold(nodes, assumed) if asked is None else asked
+        return check_threshold(wanted, nodes, assumed)
+    if settings.minimum_nodes > nodes:
+        raise InvalidInput(
+            f"minimum_nodes is {settings.minimum_nodes}, but a round has only {nodes} nodes."
+        )
+    return settings.minimum_nodes

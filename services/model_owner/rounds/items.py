@@ -71,7 +71,19 @@ def _upload(session: Session, run: Run, row: Round, node: str) -> WorkItem:
 
 
 def _confirm(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
-    return Confirm(run=run.id, round=row.number, survivors=secure.survivors(session, row))
+    return Confirm(
+        run=run.id,
+        round=row.number,
+        members=_members(session, run, row),
+        survivors=secure.survivors(session, row),
+    )
+
+
+def _members(session: Session, run: Run, row: Round) -> tuple[str, ...] | None:
+    """For sites that have heard from their neighbours only."""
+    if store.proposal_of(run).sparse is None:
+        return None
+    return tuple(sorted(store.envelopes(session, row.id)))
 
 
 def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
@@ -83,6 +95,7 @@ def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
     return Unmask(
         run=run.id,
         round=row.number,
+        members=_members(session, run, row),
         survivors=secure.survivors(session, row),
         confirmations=confirmations,
     )

@@ -97,6 +97,7 @@ def check_advertisement(
         row.needed,
         groups(run, row),
         verifier(session, run, row),
+        store.proposal_of(run).assumed(measuring=row.purpose != "train"),
     )
 
 

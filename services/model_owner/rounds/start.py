@@ -10,14 +10,14 @@ from primia.errors import NotFound
 from primia.learning.accounting import check_norm
 from primia.learning.spec import ModelSpec
 from primia.messages.common import ModelCard
-from primia.messages.rounds import NodeCard, Proposal, RunRequest, check_external
+from primia.messages.rounds import NodeCard, Proposal, RunRequest, SparseGraph, check_external
 from primia.prg import fresh_bytes
 from services.model_owner.registry import store as registry
 from services.model_owner.registry.store import ModelVersion
 from services.model_owner.registry.weights import weights_path
 from services.model_owner.rounds import progress, store
 from services.model_owner.rounds.course import Model
-from services.model_owner.rounds.domain import resolve_threshold
+from services.model_owner.rounds.domain import resolve_graph, resolve_threshold
 from services.model_owner.rounds.tables import Run
 
 
@@ -33,14 +33,11 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     if spec.layout is not None:
         check_external(request)
     nodes = [_enrolled(ctx, name) for name in request.nodes]
-    threshold = resolve_threshold(
-        request.aggregation.sites_per_round or len(nodes),
-        request.aggregation.threshold,
-        request.aggregation.minimum_nodes,
-        secure=request.aggregation.secure,
-    )
+    sites = request.aggregation.sites_per_round or len(nodes)
+    sparse = resolve_graph(request.aggregation, sites)
+    threshold = resolve_threshold(sites, request.aggregation, sparse)
     run_id = fresh_bytes(16).hex()
-    proposal = _proposal(ctx, run_id, request, version, spec, nodes, threshold)
+    proposal = _proposal(ctx, run_id, request, version, spec, nodes, threshold, sparse)
     row = _row(ctx, request, proposal, version, user)
     row.compared = [_compared(ctx, session, request.model, number) for number in request.compare]
     run = store.add_run(session, row, proposal)
@@ -77,6 +74,7 @@ def _proposal(
     spec: ModelSpec,
     nodes: list[Principal],
     threshold: int,
+    sparse: SparseGraph | None,
 ) -> Proposal:
     card = ModelCard(
         name=version.model,
@@ -102,6 +100,7 @@ def _proposal(
         training=request.training,
         secure=request.aggregation.secure,
         threshold=threshold,
+        sparse=sparse,
         sites_per_round=request.aggregation.sites_per_round,
         others=len(request.compare) + (request.selection != "last"),
         statistics=request.statistics,

@@ -34,7 +34,7 @@ from primia.aggregation.opening import (
 )
 from primia.aggregation.roster import Roster, check_signature
 from primia.aggregation.survivors import Outcome
-from primia.aggregation.terms import MAX_VALUES, Groups, RoundId
+from primia.aggregation.terms import MAX_VALUES, Assumed, Groups, RoundId
 from primia.aggregation.wire import Kind, Payload, chunks
 from primia.errors import InvalidInput
 
@@ -81,21 +81,23 @@ class RunningSum:
 
 
 def check_advertisement(
-    data: bytes, node: str, round_id: RoundId, threshold: int, groups: Groups, verify: Verify
+    data: bytes,
+    node: str,
+    round_id: RoundId,
+    threshold: int,
+    groups: Groups,
+    verify: Verify,
+    assumed: Assumed | None = None,
 ) -> Advertisement:
     """A node's advertisement, if it is that node's, signed, and for this round.
 
     Raises ``MalformedMessage``, ``InconsistentRound``, ``InvalidSignature``.
     """
     found = Advertisement.parse(data)
-    if (found.node, found.round_id, found.threshold, found.groups) != (
-        node,
-        round_id,
-        threshold,
-        groups,
-    ):
+    stated = (found.node, found.round_id, found.threshold, found.assumed, found.groups)
+    if stated != (node, round_id, threshold, assumed, groups):
         raise InconsistentRound(
-            f"{node} advertises keys for another node, round, threshold or vector size."
+            f"{node} advertises keys for another node, round, threshold, graph or vector size."
         )
     check_signature(found, verify)
     return found

@@ -40,7 +40,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
-from primia.aggregation.terms import MIN_NODES, default_threshold
+from primia.aggregation.terms import MIN_NODES, Assumed, least_threshold
 from primia.errors import InvalidInput
 from primia.evaluation.counts import Counts
 from primia.learning.accounting import without_account
@@ -83,8 +83,29 @@ def contributes_nothing(training: TrainingSettings, privacy: PrivacySettings) ->
     return rule is not None and rule.when_stopped == "contribute" and privacy.central is None
 
 
+class SparseGraph(Message):
+    """What a round must withstand in which a site masks with some neighbours only
+    (primia.aggregation.graph): shares of its sites, rounded up."""
+
+    colluding: float = Field(
+        default=0.1, ge=0, le=0.5, description="share of a round's sites that tell the owner all"
+    )
+    lost: float = Field(
+        default=0.1, ge=0, le=0.5, description="share that is lost between two steps of a round"
+    )
+
+    def assumed(self, sites: int) -> Assumed:
+        return Assumed.shares(sites, self.colluding, self.lost)
+
+
 class AggregationSettings(Message):
     secure: bool = True
+    graph: Literal["auto", "complete", "sparse"] = Field(
+        default="auto",
+        description="who masks with whom: every two sites, or each with its neighbours in a sparse "
+        "graph; auto: sparse above 50 sites, where that halves the work at least",
+    )
+    sparse: SparseGraph = SparseGraph()
     threshold: int | None = Field(
         default=None,
         ge=2,
@@ -262,6 +283,9 @@ class Proposal(Message):
     )
     statistics: StatisticsSettings = StatisticsSettings()
     privacy: PrivacySettings = PrivacySettings()
+    sparse: SparseGraph | None = Field(
+        default=None, description="of the graph of a round; null: every two sites mask together"
+    )
     max_norm: float | None = Field(default=None, gt=0, le=1e9)
     timeouts: Timeouts
     program: Program | None = Field(
@@ -288,7 +312,15 @@ class Proposal(Message):
         run is not."""
         if self.secure and self.sites_per_round is None:
             return self.threshold
-        return max(MIN_NODES, default_threshold(len(self.nodes)))
+        return least_threshold(len(self.nodes), self.assumed(measuring=True))
+
+    def assumed(self, *, measuring: bool = False) -> Assumed | None:
+        """What the graph of a round is made for: of those that train, or of one over all sites."""
+        if self.sparse is None:
+            return None
+        everybody = len(self.nodes)
+        sites = everybody if measuring else self.sites_per_round or everybody
+        return self.sparse.assumed(sites)
 
 
 def round_terms(
@@ -366,12 +398,16 @@ class Upload(_RoundItem):
 
 
 class Confirm(_RoundItem):
+    """``members``: who has shared keys; null where the site has heard from all of them."""
+
     kind: Literal["confirm"] = "confirm"
+    members: tuple[Name, ...] | None = Field(default=None, max_length=MAX_NODES)
     survivors: tuple[Name, ...] = Field(max_length=MAX_NODES)
 
 
 class Unmask(_RoundItem):
     kind: Literal["unmask"] = "unmask"
+    members: tuple[Name, ...] | None = Field(default=None, max_length=MAX_NODES)
     survivors: tuple[Name, ...] = Field(max_length=MAX_NODES)
     confirmations: dict[Name, Base64Url] = Field(max_length=MAX_NODES)
 

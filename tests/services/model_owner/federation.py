@@ -4,6 +4,7 @@ client side of secure aggregation over a change that a test chooses instead of t
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -30,7 +31,7 @@ from tests.support.contexts import Cast
 
 SPEC = ModelSpec(architecture="small_cnn", classes=("normal", "pneumonia"), image_size=16, seed=5)
 NODES = ("node-a", "node-b", "node-c")
-SAMPLES = {"node-a": 10, "node-b": 20, "node-c": 33}
+SAMPLES = defaultdict(lambda: 15, {"node-a": 10, "node-b": 20, "node-c": 33})
 BINARY = {"Content-Type": "application/octet-stream"}
 
 
@@ -46,6 +47,15 @@ class Federation:
         self.ctx, self.cast, self.app = ctx, cast, app
         self.nodes = {name: Node(self, cast.identities[name]) for name in NODES}
         self.layout = _layout()
+
+    def join(self, count: int) -> tuple[str, ...]:
+        """So many more nodes; the names of all."""
+        for number in range(count):
+            identity = Identity.fresh(f"site-{number:02d}")
+            self.ctx.principals.add(identity.principal("data_node"))
+            self.cast.identities[identity.name] = identity
+            self.nodes[identity.name] = Node(self, identity)
+        return tuple(self.nodes)
 
     def call(self, who: str, method: str, path: str, **more) -> httpx.Response:
         headers = {**self.cast.headers(who, "model-owner"), **more.pop("headers", {})}
@@ -242,6 +252,7 @@ class Node:
                 groups=groups,
                 exponents=bounds,
                 sign=self._sign(item),
+                assumed=proposal.assumed(),
             )
         return {
             "exponents": {"parameters": bounds[0], "buffers": bounds[1]},
@@ -295,7 +306,7 @@ class Node:
     def _confirm(self, item):
         place = self.places[item.run, item.round]
         sign = self._sign(item)
-        place.state, signature = client.confirm(place.state, item.survivors, sign)
+        place.state, signature = client.confirm(place.state, item.survivors, sign, item.members)
         body = {"signature": encode_key(signature)}
         return f"/rounds/{item.run}/{item.round}/confirmation", body, None
 
@@ -303,7 +314,7 @@ class Node:
         place = self.places[item.run, item.round]
         confirmations = {name: decode_key(text) for name, text in item.confirmations.items()}
         place.state, reveal = client.reveal(
-            place.state, item.survivors, confirmations, self._verify(item)
+            place.state, item.survivors, confirmations, self._verify(item), item.members
         )
         return f"/rounds/{item.run}/{item.round}/shares", {"reveal": encode_key(reveal)}, None
 
@@ -344,7 +355,7 @@ def tolerance(federation: Federation, number: int, names=NODES) -> np.ndarray:
     bounds = quantise.largest_exponents(
         [quantise.exponents(federation.nodes[n].change(number), groups) for n in NODES]
     )
-    weight = sum(SAMPLES[name] for name in names) / sum(SAMPLES.values())
+    weight = sum(SAMPLES[name] for name in names) / sum(SAMPLES[name] for name in NODES)
     out = np.empty(groups.size)
     for (_, span), bound in zip(groups.spans(), bounds, strict=True):
         out[span] = quantise.tolerance(bound, len(names), weight)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from pydantic import ValidationError
 
 from primia.errors import Conflict, InvalidInput
+from primia.messages.rounds import AggregationSettings, SparseGraph
 from services.model_owner.rounds.domain import (
     ACTIVE,
     CLOSED,
@@ -29,6 +31,7 @@ from services.model_owner.rounds.domain import (
     move_phase,
     move_run,
     move_site,
+    resolve_graph,
     resolve_threshold,
     settle,
     step_of,
@@ -197,8 +200,36 @@ def test_at_least_sorts_and_counts_dropped_members():
     assert at_least(some, Stage.ABSORBED) == ("a", "b")
 
 
+def settings(threshold, minimum, secure) -> AggregationSettings:
+    return AggregationSettings(secure=secure, threshold=threshold, minimum_nodes=minimum)
+
+
+def test_large_rounds_have_a_sparse_graph():
+    auto = AggregationSettings()
+    assert [resolve_graph(auto, n) for n in (3, 50)] == [None, None]
+    assert resolve_graph(auto, 100) == auto.sparse
+    assert resolve_graph(AggregationSettings(graph="complete"), 100) is None
+    assert resolve_graph(AggregationSettings(secure=False), 100) is None
+    distrustful = AggregationSettings(sparse=SparseGraph(colluding=0.3, lost=0.2))
+    assert resolve_graph(distrustful, 100) is None  # it would not halve the work
+
+
+def test_a_sparse_graph_that_few_sites_cannot_have_is_refused():
+    asked = AggregationSettings(graph="sparse")
+    assert resolve_graph(asked, 24) == asked.sparse
+    with pytest.raises(InvalidInput, match="all others as neighbours"):
+        resolve_graph(asked, 4)
+
+
+def test_colluding_sites_raise_the_threshold_of_a_sparse_round():
+    asked = AggregationSettings(graph="sparse")
+    assert resolve_threshold(100, asked, asked.sparse) == 56
+    with pytest.raises(InvalidInput, match="does not suit"):
+        resolve_threshold(100, AggregationSettings(threshold=51), asked.sparse)
+
+
 def test_a_secure_threshold_is_more_than_half():
-    assert [resolve_threshold(n, None, 1, secure=True) for n in (2, 3, 4, 5, 100)] == [
+    assert [resolve_threshold(n, settings(None, 1, True)) for n in (2, 3, 4, 5, 100)] == [
         2,
         2,
         3,
@@ -208,17 +239,17 @@ def test_a_secure_threshold_is_more_than_half():
     for nodes in range(2, 8):
         for asked in range(1, 9):
             if 2 * asked > nodes and 2 <= asked <= nodes:
-                assert resolve_threshold(nodes, asked, 1, secure=True) == asked
+                assert resolve_threshold(nodes, settings(asked, 1, True)) == asked
             else:
-                with pytest.raises(InvalidInput):
-                    resolve_threshold(nodes, asked, 1, secure=True)
+                with pytest.raises((InvalidInput, ValidationError)):  # one node is never asked
+                    resolve_threshold(nodes, settings(asked, 1, True))
 
 
 def test_a_plain_minimum_is_at_most_all_nodes():
-    assert resolve_threshold(3, None, 1, secure=False) == 1
-    assert resolve_threshold(3, 2, 3, secure=False) == 3
+    assert resolve_threshold(3, settings(None, 1, False)) == 1
+    assert resolve_threshold(3, settings(2, 3, False)) == 3
     with pytest.raises(InvalidInput, match="minimum_nodes is 4"):
-        resolve_threshold(3, None, 4, secure=False)
+        resolve_threshold(3, settings(None, 4, False))
 
 
 def test_sites_are_drawn_anew_each_round_and_the_same_again():
