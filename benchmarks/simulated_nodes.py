@@ -113,9 +113,9 @@ def measure(nodes: int, values: int, assumed: Assumed | None = None) -> Cost:
     reveals = {
         name: watch.time(
             "node",
-            lambda name=name: client.reveal(
-                signed[name][0], survivors, signatures, verify, sealed
-            )[1],  # type: ignore[misc]
+            lambda name=name: client.reveal(signed[name][0], survivors, signatures, verify, sealed)[
+                1
+            ],  # type: ignore[misc]
         )
         for name in survivors
     }

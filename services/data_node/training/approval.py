@@ -48,12 +48,7 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
             f"The run opens sums of {proposal.threshold} sites; this site's are opened over at "
             f"least {ctx.settings.minimum_sites} (PRIMIA_MINIMUM_SITES)."
         )
-    least = ctx.settings.colluding_share
-    if proposal.sparse is not None and proposal.sparse.colluding < least:
-        found.append(
-            f"The run's sparse graph withstands {proposal.sparse.colluding:.0%} colluding sites; "
-            f"this site asks for {least:.0%} (PRIMIA_COLLUDING_SHARE)."
-        )
+    found += domain.unsafe_graph(proposal, ctx.settings.colluding_share)
     if proposal.statistics.wanted and proposal.measuring_threshold < ctx.settings.minimum_sites:
         found.append(
             f"The run opens statistics of {proposal.measuring_threshold} sites; this site's are "

@@ -215,6 +215,16 @@ def _not_followed(proposal: Proposal) -> list[str]:
     return [f"This site's own trainer does not follow {', '.join(wrong)}."] if wrong else []
 
 
+def unsafe_graph(proposal: Proposal, colluding: float) -> list[str]:
+    """``colluding``: the share of a round's sites that this site wants withstood."""
+    if proposal.sparse is None or proposal.sparse.colluding >= colluding:
+        return []
+    return [
+        f"The run's sparse graph withstands {proposal.sparse.colluding:.0%} colluding sites; this "
+        f"site asks for {colluding:.0%} (PRIMIA_COLLUDING_SHARE)."
+    ]
+
+
 def _uncovered(proposal: Proposal) -> list[str]:
     """Central privacy covers the opened sums alone, so nothing exact may come with them."""
     if proposal.privacy.central is None:

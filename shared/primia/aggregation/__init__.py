@@ -13,6 +13,7 @@ model owner. Clients: the data nodes, which speak with the server only. Pure val
     integers    largest_integer(nodes) · check_integers(values, count, nodes)
     central     clip · exponent · deviation: noise inside the sum (client-level privacy)
     roster      Roster.of({node: advertisement}, verify): nodes, context, exponents, samples, weight
+    graph       degree(nodes, assumed) · Graph: neighbours of each node, in a sparse round
     envelopes   deal · unseal (shares of keys and seeds, sealed node to node)
     masking     Mask · self_mask · pairwise_mask · apply_masks
     survivors   Outcome.of(roster, members, survivors) · Reveal
@@ -29,7 +30,7 @@ model owner. Clients: the data nodes, which speak with the server only. Pure val
 A round, with messages as bytes (n nodes, d values; sizes in bytes):
 
     who     call                                                            sends
-    node    state, ad = client.advertise(Seed.fresh(), ...)                 ad (about 215)
+    node    state, ad = client.advertise(Seed.fresh(), ...)                 ad (about 220)
     owner   server.check_advertisement(ad, node, ...), once each
             roster = Roster.of(ads, verify)                                 ads, to every node
     node    state, sealed = client.share(state, ads, verify)                {holder: 152 bytes}

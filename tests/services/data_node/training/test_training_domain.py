@@ -21,6 +21,7 @@ from primia.messages.privacy import CentralPrivacy, PrivacySettings
 from primia.messages.rounds import (
     NodeCard,
     Proposal,
+    SparseGraph,
     Stop,
     Timeouts,
     Train,
@@ -156,6 +157,23 @@ def test_the_threshold_is_a_majority_of_at_least_two(nodes: int, threshold: int,
     found = objections(proposal(keys, threshold=threshold), keys)
     assert (found == []) is safe
     assert all("threshold" in each for each in found)
+
+
+def test_a_sparse_graph_takes_a_threshold_beyond_its_colluding_sites():
+    others = {f"site-{number}": Identity.fresh("x").public_key for number in range(17)}
+    keys = {**KEYS, **others}
+    sparse = SparseGraph(colluding=0.1)
+    assert objections(proposal(keys, threshold=11, sparse=sparse), keys) == [
+        "The threshold 11 is too small for 20 nodes of which 2 may collude."
+    ]
+    assert objections(proposal(keys, threshold=12, sparse=sparse), keys) == []
+
+
+def test_a_site_says_what_share_a_sparse_graph_must_withstand():
+    assert domain.unsafe_graph(proposal(), 0.1) == []
+    sparse = proposal(sparse=SparseGraph(colluding=0.05))
+    assert domain.unsafe_graph(sparse, 0.05) == []
+    assert "PRIMIA_COLLUDING_SHARE" in domain.unsafe_graph(sparse, 0.1)[0]
 
 
 def test_a_plain_run_needs_no_threshold():
