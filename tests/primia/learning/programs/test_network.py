@@ -57,7 +57,9 @@ def program(layers, steps, channels=1, size=(12, 10)) -> Program:
     return Program.model_validate({"input": [channels, *size], "layers": layers, "steps": steps})
 
 
-@pytest.mark.parametrize(("step", "torchs"), ONE_STEP, ids=lambda each: str(each)[:40])
+@pytest.mark.parametrize(
+    ("step", "torchs"), ONE_STEP, ids=lambda each: "" if callable(each) else str(each)[:40]
+)
 def test_a_step_is_what_torch_has_and_as_large_as_was_followed(step, torchs):
     """A convolution that copies the image stands before it, since a program has a layer."""
     copy = {
