@@ -38,7 +38,7 @@ def register(ctx: Ctx, request: DatasetRequest, response: Response) -> DatasetVi
             session,
             dataset_id=fresh_bytes(16).hex(),
             name=request.name,
-            kind="folder" if request.path else "csv",
+            kind=request.kind,
             place=str(place),
             patient_pattern=request.patient_pattern,
             bad_files=request.bad_files,

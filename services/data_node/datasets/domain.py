@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from primia.errors import Conflict, Forbidden, InvalidInput
+from primia.learning import spec
 from primia.learning.datasets import Inspection, Problem
+from primia.learning.spec import Task
 
 State = Literal["validating", "ready", "rejected"]
-Kind = Literal["folder", "csv"]
+Kind = Literal["folder", "csv", "masks"]
 BadFiles = Literal["strict", "skip"]
 
 # A rejected data set is registered again under its name once the files are mended.
@@ -92,6 +94,25 @@ class Split:
                 hint="Refuse the run; or remove the data set and register it with that split; or "
                 "let the operator set PRIMIA_OTHER_SPLITS.",
             )
+
+
+def task_of(kind: str) -> Task:
+    """What a data set is for."""
+    return "segmentation" if kind == "masks" else "classification"
+
+
+def misfit(kind: str, counts: Mapping[str, int], architecture: str, classes: Sequence[str]) -> str:
+    """Why a data set does not fit a model; empty: it does. The classes of masks are numbers, and
+    need not all occur at every site."""
+    own, wanted = task_of(kind), spec.task_of(architecture)
+    if own != wanted:
+        return f"it is for {own} and the model for {wanted}"
+    if own == "classification":
+        return mismatch(counts, classes) or ""
+    highest = len(counts) - 1
+    if highest < len(classes):
+        return ""
+    return f"its masks have classes up to {highest}, and the model's end at {len(classes) - 1}"
 
 
 def mismatch(counts: Mapping[str, int], classes: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from primia.learning.spec import Task
 from primia.messages.common import Message, Name
 from services.data_node.datasets.domain import BadFiles, Kind, State
 from services.data_node.datasets.store import Dataset, DatasetProblem
@@ -21,7 +22,9 @@ class SplitShares(Message):
 
 class DatasetRequest(Message):
     """A folder with one subfolder a class, or a CSV with the columns path, label and, if known,
-    patient. Both lie below a folder that the operator has opened for registration."""
+    patient; or, for segmentation, a folder with ``images`` and ``masks``: PNG files of the images'
+    names and sizes, with class numbers, 0 being the background, or 0 and 255. All lie below a
+    folder that the operator has opened for registration."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -30,8 +33,11 @@ class DatasetRequest(Message):
     )
 
     name: Name
-    path: str | None = Field(default=None, max_length=4096, description="folder of class folders")
+    path: str | None = Field(
+        default=None, max_length=4096, description="folder of class folders, or of images and masks"
+    )
     csv: str | None = Field(default=None, max_length=4096, description="CSV; paths are relative")
+    task: Task = Field(default="classification", description="segmentation: images with masks")
     bad_files: BadFiles = Field(
         default="strict", description="strict: any bad file rejects the data set; skip: left out"
     )
@@ -51,7 +57,15 @@ class DatasetRequest(Message):
     def _one_source(self) -> DatasetRequest:
         if (self.path is None) == (self.csv is None):
             raise ValueError("give either path or csv")
+        if self.csv is not None and self.task == "segmentation":
+            raise ValueError("csv: images with masks are a folder, not a list")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        if self.task == "segmentation":
+            return "masks"
+        return "folder" if self.path else "csv"
 
 
 class DatasetView(Message):
@@ -80,7 +94,9 @@ class DatasetView(Message):
     state: State
     bad_files: BadFiles
     reason: str = Field(description="why it was rejected; empty otherwise")
-    classes: dict[str, int] = Field(description="usable images a class")
+    classes: dict[str, int] = Field(
+        description="usable images a class; with masks: whose highest class it is"
+    )
     images: int
     patients: int
     errors: int = Field(description="files (or whole classes) that cannot be used")

@@ -9,7 +9,8 @@ from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
-from primia.learning.datasets import Inspection, Listing, inspect, scan_csv, scan_folder
+from primia.learning import datasets, masks
+from primia.learning.datasets import Inspection, Progress
 from services.data_node.datasets import store
 from services.data_node.datasets.store import Dataset
 
@@ -29,7 +30,7 @@ def validate(ctx: Context, dataset_id: str) -> None:
         if row is None or row.state != "validating":
             return
         try:
-            found = inspect(_listing(row), lambda _done, _all: _go_on(ctx))
+            found = _inspected(row, lambda _done, _all: _go_on(ctx))
         except _Stopped:
             return
         except PrimiaError as error:
@@ -39,9 +40,12 @@ def validate(ctx: Context, dataset_id: str) -> None:
             _settle(ctx, dataset_id, found)
 
 
-def _listing(row: Dataset) -> Listing:
-    scan = scan_csv if row.kind == "csv" else scan_folder
-    return scan(Path(row.place), patient_pattern=row.patient_pattern)
+def _inspected(row: Dataset, progress: Progress) -> Inspection:
+    place, pattern = Path(row.place), row.patient_pattern
+    if row.kind == "masks":
+        return masks.inspect(masks.scan_folder(place, pattern), progress)
+    scan = datasets.scan_csv if row.kind == "csv" else datasets.scan_folder
+    return datasets.inspect(scan(place, patient_pattern=pattern), progress)
 
 
 def _go_on(ctx: Context) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from primia.chassis.context import Context
 from primia.chassis.db import after_commit
 from primia.errors import Conflict
-from primia.learning.spec import task_of
-from primia.messages.rounds import Decision, NodeCard, Proposal
+from primia.learning.spec import task_of as task_of_model
+from primia.messages.rounds import Decision, NodeCard, Proposal, unfit_for_masks
 from services.data_node.datasets import store as datasets
-from services.data_node.datasets.domain import Split, mismatch
+from services.data_node.datasets.domain import Split, misfit, task_of
 from services.data_node.datasets.store import Dataset
 from services.data_node.programs import store as programs
 from services.data_node.training import budget, domain, figures, store
@@ -22,10 +22,6 @@ from services.data_node.training.round_files import wipe
 from services.data_node.training.tables import MAX_TEXT, Run
 
 BUSY = "This site takes part in another run already."
-MASKS = (
-    "The model is for segmentation, and this site's data sets have classes of whole images, not "
-    "masks."
-)
 PLAIN = (
     "The run is without secure aggregation: the owner would see this site's own update, which this "
     "site's settings do not allow (PRIMIA_ACCEPT_PLAIN_UPDATES)."
@@ -57,8 +53,9 @@ def objections(ctx: Context, session: Session, run: Run) -> list[str]:
     layout = proposal.model.layout
     if layout is not None and layout not in ctx.settings.bundles:
         found.append(f"This site has enabled no bundle for the layout {layout} (PRIMIA_BUNDLES).")
-    if task_of(proposal.model.architecture) == "segmentation":
-        found.append(MASKS)
+    if task_of_model(proposal.model.architecture) == "segmentation":
+        settings = proposal.training, proposal.statistics, proposal.privacy
+        found += [f"Segmentation: {reason}." for reason in unfit_for_masks(*settings)]
     unapproved = programs.objection(session, proposal)
     if unapproved:
         found.append(unapproved)
@@ -73,10 +70,10 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
     against = objections(ctx, session, run)
     if against:
         raise Conflict("The run cannot be approved. " + " ".join(against))
-    difference = mismatch(dataset.classes, run.read_proposal().model.classes)
+    difference = _misfit(dataset, run.read_proposal())
     if difference:
         raise Conflict(
-            f"The classes of {dataset.name} differ from those of {run.model}: {difference}.",
+            f"{dataset.name} does not fit {run.model}: {difference}.",
             hint="Choose another data set, or refuse the run.",
         )
     dataset = datasets.lock_ready(session, dataset)
@@ -88,10 +85,13 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
     run.dataset, run.dataset_name = dataset.id, dataset.name
     datasets.hold(session, dataset, store.holder(run.id))
     manifest = datasets.manifest(session, dataset)
+    own = dataset.classes
+    if task_of(dataset.kind) == "segmentation":  # numbers: the model's classes in their order
+        own = run.read_proposal().model.classes
     decision = Decision(
         accepted=True,
         samples=dataset.images,
-        classes=tuple(dataset.classes),
+        classes=tuple(own),
         **figures.offered(ctx, run.read_proposal(), manifest),
     )
     _answer(ctx, session, run, decision)
@@ -123,16 +123,19 @@ def decide_automatically(ctx: Context, session: Session, run: Run) -> None:
 
 def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None, str]:
     ready = datasets.listing(session, "ready")
-    classes = proposal.model.classes
-    fitting = [row for row in ready if mismatch(row.classes, classes) is None]
+    fitting = [row for row in ready if not _misfit(row, proposal)]
     if len(fitting) == 1:
         return fitting[0], ""
     if fitting:
         return None, f"{len(fitting)} data sets of this site fit; a user has to choose one."
     if len(ready) == 1:
-        difference = mismatch(ready[0].classes, classes)
-        return None, f"The classes of this site's data set differ: {difference}."
+        return None, f"This site's data set does not fit: {_misfit(ready[0], proposal)}."
     return None, f"None of this site's {len(ready)} data sets has the model's classes."
+
+
+def _misfit(row: Dataset, proposal: Proposal) -> str:
+    card = proposal.model
+    return misfit(row.kind, row.classes, card.architecture, card.classes)
 
 
 def _decide(

@@ -17,10 +17,10 @@ from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.terms import Groups
 from primia.chassis.context import Context
 from primia.errors import InvalidInput, MalformedMessage
-from primia.evaluation.counts import Counts, count
+from primia.evaluation.counts import Counts, count, total
 from primia.learning import statistics
 from primia.learning.accounting import Release
-from primia.learning.cache import cache_file, load_pixels, load_sizes
+from primia.learning.cache import cache_file, load_masks, load_pixels, load_sizes
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
 from primia.learning.layout import Vector, check_vector, read_state_file
@@ -29,7 +29,7 @@ from primia.learning.models import flatten, load_model, spec_layout, state_layou
 from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
 from primia.learning.statistics import Statistics, Sums
-from primia.learning.training import ImageData, local_seed, predict, train_locally
+from primia.learning.training import ImageData, local_seed, predict, predict_pixels, train_locally
 from primia.learning.training import evaluate as evaluate_on
 from primia.messages.rounds import (
     Evaluate,
@@ -193,7 +193,11 @@ def _counts(
     """None of fewer images than the site's minimum: counts of a few would tell of each."""
     if data is None or len(data) < ctx.settings.statistics_minimum:
         return None
-    return count(predict(module, data, device="auto", should_stop=_asking(stop)), data.labels)
+    asked = _asking(stop)
+    if data.masks:
+        parts = predict_pixels(module, data, device="auto", should_stop=asked)
+        return total(found for logits, truth in parts if (found := count(logits, truth)))
+    return count(predict(module, data, device="auto", should_stop=asked), data.labels)
 
 
 def spec_of(proposal: Proposal, known: Statistics | None) -> ModelSpec:
@@ -206,6 +210,7 @@ def spec_of(proposal: Proposal, known: Statistics | None) -> ModelSpec:
     try:
         return ModelSpec.parse(
             {
+                **({} if card.width is None else {"width": card.width}),
                 "architecture": card.architecture,
                 "classes": card.classes,
                 "channels": card.channels,
@@ -246,6 +251,9 @@ def _data(
     if not cache_file(folder, part, size, channels).exists():
         ctx.files.require(len(part) * channels * size * size)
     pixels = load_pixels(part, site.root, size, channels, folder, lambda _done, _all: stop())
+    if spec.task == "segmentation":
+        masks = load_masks(part, site.root, size, folder, lambda _done, _all: stop())
+        return ImageData.of(pixels, masks, spec)
     return ImageData.of(pixels, part.labels(), spec)
 
 

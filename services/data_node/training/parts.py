@@ -16,7 +16,10 @@ Split = tuple[DatasetManifest, DatasetManifest, DatasetManifest]
 def split_for(proposal: Proposal, manifest: DatasetManifest) -> Split:
     """(training, validation, test), disjoint by patient, with the model's classes in their order.
     The test images are set apart first: they are the same whatever share is validated on."""
-    ordered = DatasetManifest.of(manifest.entries, proposal.model.classes)
+    classes = proposal.model.classes
+    if manifest.segments:  # their classes are numbers
+        classes = tuple(str(number) for number in range(len(classes)))
+    ordered = DatasetManifest.of(manifest.entries, classes)
     settings = proposal.training
     rest, test = split(ordered, settings.test_fraction, _TEST_SPLIT_SEED)
     training, validation = split(rest, settings.validation_fraction, _SPLIT_SEED)

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 
 from primia.evaluation.counts import Counts, total
 from primia.evaluation.figures import Figures
+from primia.learning.spec import task_of
+from primia.messages.common import ModelCard
 from primia.messages.rounds import ModelEvaluation
 from primia.messages.runs import ModelFigures, PartFigures, RunDocument
 from services.model_owner.rounds import store, views
@@ -28,13 +30,13 @@ def document(session: Session, run: Run) -> RunDocument:
         run=found.model_copy(update={"request": request}),
         card=card,
         chosen=Course.model_validate(run.course).chosen,
-        models=tuple(_models(run, store.sites(session, run.id), card.classes)),
+        models=tuple(_models(run, store.sites(session, run.id), card)),
         software={name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     )
 
 
-def _models(run: Run, sites: Sequence[Site], classes: tuple[str, ...]) -> Iterable[ModelFigures]:
+def _models(run: Run, sites: Sequence[Site], card: ModelCard) -> Iterable[ModelFigures]:
     """Overall figures are over what sites show of their own and over what was summed."""
     summed = {
         name: ModelEvaluation.model_validate(given)
@@ -49,19 +51,17 @@ def _models(run: Run, sites: Sequence[Site], classes: tuple[str, ...]) -> Iterab
         yield ModelFigures(
             model=name,
             overall=PartFigures(
-                validation=_figures(_sum(e.validation for e in parts), classes),
-                test=_figures(_sum(e.test for e in parts), classes),
+                validation=_figures(_sum(e.validation for e in parts), card),
+                test=_figures(_sum(e.test for e in parts), card),
             ),
-            sites=_each(by_site, classes),
+            sites=_each(by_site, card),
         )
 
 
-def _each(
-    by_site: Mapping[str, ModelEvaluation], classes: tuple[str, ...]
-) -> dict[str, PartFigures]:
+def _each(by_site: Mapping[str, ModelEvaluation], card: ModelCard) -> dict[str, PartFigures]:
     return {
         node: PartFigures(
-            validation=_figures(found.validation, classes), test=_figures(found.test, classes)
+            validation=_figures(found.validation, card), test=_figures(found.test, card)
         )
         for node, found in by_site.items()
     }
@@ -71,7 +71,10 @@ def _sum(parts: Iterable[Counts | None]) -> Counts | None:
     return total(part for part in parts if part is not None)
 
 
-def _figures(counts: Counts | None, classes: tuple[str, ...]) -> Figures | None:
+def _figures(counts: Counts | None, card: ModelCard) -> Figures | None:
     from primia.evaluation.measuring import figures  # statistics: only when a report is asked for
 
-    return None if counts is None else figures(counts, classes)
+    if counts is None:
+        return None
+    masks = task_of(card.architecture) == "segmentation"
+    return figures(counts, card.classes, masks=masks)

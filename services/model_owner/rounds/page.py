@@ -68,14 +68,15 @@ def _course(document: RunDocument) -> Iterable[str]:
         return
     for name in ("loss", "accuracy"):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for title, kind in (
+        for line, kind in (
             ("training", "training"),
             ("validation, before the round", "received"),
             ("validation, after it", "result"),
         ):
             found = [(each.number, getattr(getattr(each, kind), name, None)) for each in rounds]
-            lines[title] = [(float(x), float(y)) for x, y in found if y is not None]
-        yield _image(plots.curves(lines, "round", name), f"{name} over rounds")
+            lines[line] = [(float(x), float(y)) for x, y in found if y is not None]
+        title = document.run.accuracy_is if name == "accuracy" else name
+        yield _image(plots.curves(lines, "round", title), f"{title} over rounds")
     yield _table(
         "Rounds",
         ("round", "sites", "training loss", "validation loss", "bytes up", "bytes down", "seconds"),
@@ -118,11 +119,17 @@ def _summary(models: Sequence[ModelFigures], part: str) -> str:
             found: Figures | None = getattr(figures, part)
             if found is not None:
                 lines.append((f"{model.model}, {place}", *_line(found)))
+    if any(getattr(model.overall, part).dice is not None for model in models):
+        columns = ("model, site", "pixels", "mean Dice", "mean IoU", "pixel accuracy")
+        return _table("Figures of masks; means over the classes but the background", columns, lines)
     columns = ("model, site", "images", "accuracy", "balanced", "AUC", "MCC", "calibration error")
     return _table("Figures, with 95 % intervals", columns, lines)
 
 
 def _line(found: Figures) -> tuple[object, ...]:
+    if found.dice is not None:
+        accuracy = _number(found.accuracy.value)
+        return found.samples, _number(found.dice), _number(found.iou), accuracy
     return (
         found.samples,
         _rate(found.accuracy),
@@ -134,6 +141,13 @@ def _line(found: Figures) -> tuple[object, ...]:
 
 
 def _details(found: Figures) -> Iterable[str]:
+    if found.dice is not None:
+        yield _table(
+            "Classes",
+            ("class", "pixels", "Dice", "IoU"),
+            ((one.label, one.images, _number(one.dice), _number(one.iou)) for one in found.classes),
+        )
+        return
     yield _table(
         "Classes",
         ("class", "images", "sensitivity", "specificity", "AUC"),

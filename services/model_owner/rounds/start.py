@@ -10,7 +10,14 @@ from primia.errors import NotFound
 from primia.learning.accounting import check_norm
 from primia.learning.spec import ModelSpec
 from primia.messages.common import ModelCard
-from primia.messages.rounds import NodeCard, Proposal, RunRequest, SparseGraph, check_external
+from primia.messages.rounds import (
+    NodeCard,
+    Proposal,
+    RunRequest,
+    SparseGraph,
+    check_external,
+    check_masks,
+)
 from primia.prg import fresh_bytes
 from services.model_owner.registry import store as registry
 from services.model_owner.registry.store import ModelVersion
@@ -28,6 +35,8 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     model = registry.find_model(session, request.model)
     spec = registry.spec_at(model, version, request.training.image_size)
     request.training.check_classes(len(spec.classes))
+    if spec.task == "segmentation":
+        check_masks(request)
     if request.privacy.dp_sgd is not None or request.privacy.central is not None:
         check_norm(spec)
     if spec.layout is not None:
@@ -83,6 +92,7 @@ def _proposal(
         classes=spec.classes,
         channels=spec.channels,
         norm=spec.norm,
+        width=spec.width if spec.architecture == "unet" else None,
         image_size=spec.image_size,
         mean=spec.mean,
         deviation=spec.std,

@@ -1,4 +1,4 @@
-"""``primia dataset add | list | show | remove``"""
+"""``primia dataset add | draw | list | show | remove``"""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ Node = Annotated[str | None, typer.Option("--node", help="the data node, where s
 @output.guarded
 def add(
     name: str,
-    place: Annotated[Path, typer.Argument(help="a folder of class folders, or a CSV")],
+    place: Annotated[
+        Path, typer.Argument(help="a folder of class folders or of images and masks, or a CSV")
+    ],
     node: Node = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="for segmentation: a folder with images and masks")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option(help="leave bad files out, not reject all")] = False,
     split: Annotated[
         str | None, typer.Option(help="shares that validate and test in every run: 0.2,0.1")
@@ -30,6 +35,8 @@ def add(
     client = profile.load().data_node(node)
     key = "csv" if place.suffix.lower() == ".csv" else "path"
     request: dict[str, Any] = {"name": name, key: str(place.absolute())}
+    if masks:
+        request["task"] = "segmentation"
     if skip_bad:
         request["bad_files"] = "skip"
     if split is not None:
@@ -40,6 +47,27 @@ def add(
     output.show({**found, "problems": problems}, form, lambda: _table(found, problems))
     if found["state"] == "rejected":
         raise typer.Exit(1)
+
+
+@app.command()
+@output.guarded
+def draw(
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    images: Annotated[int, typer.Option(help="of each of three classes")] = 20,
+    patients: Annotated[int, typer.Option(help="of each class")] = 10,
+    size: Annotated[int, typer.Option(help="pixels a side")] = 128,
+    seed: int = 0,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="for segmentation: images with masks of the lungs")
+    ] = False,
+) -> None:
+    """Draw radiograph-like images, for trials without patients' images."""
+    from primia.learning import synthetic  # numerics: no other command needs them
+
+    if folder.exists():
+        output.fail(f"{folder} is there already: name a new folder.", status=2)
+    write = synthetic.draw_masks if masks else synthetic.draw_dataset
+    typer.echo(f"{write(folder, images, patients, seed, size)} images in {folder}.")
 
 
 @app.command("list")

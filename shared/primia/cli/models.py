@@ -51,6 +51,7 @@ def create(
     image_size: int = 64,
     channels: int = 3,
     seed: int = 0,
+    width: Annotated[int, typer.Option(help="of a U-Net: channels at full resolution")] = 32,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Register a model with freshly initialised weights."""
@@ -63,6 +64,7 @@ def create(
             "image_size": image_size,
             "channels": channels,
             "seed": seed,
+            "width": width,
         }
     )
     owner.create_model(wanted)

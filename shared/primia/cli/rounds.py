@@ -213,7 +213,7 @@ def tables(found: RunReport) -> Group:
     secure = f"secure, threshold {found.threshold}" if found.secure else "plain"
     state = f"{found.state}{': ' + found.reason if found.reason else ''}"
     title = f"Run {found.id} of {found.model} v{found.version} ({secure}) – {state}"
-    columns = ("round", "site", "images", "loss", "accuracy", "seconds", "up", "down", "")
+    columns = ("round", "site", "images", "loss", found.accuracy_is, "seconds", "up", "down", "")
     lines: list[tuple[object, ...]] = []
     summed = {site.node for site in found.sites if site.summed}
     for r in found.reports:
@@ -235,7 +235,8 @@ def tables(found: RunReport) -> Group:
         lines.append((r.number, "all", r.training.samples, loss, accuracy, "", "", "", r.reason))
     result = found.final
     final = (
-        f"Final model on the sites' validation images: accuracy {output.percent(result.accuracy)}, "
+        f"Final model on the sites' validation images: {found.accuracy_is} "
+        f"{output.percent(result.accuracy)}, "
         f"loss {output.number(result.loss)}, registered as version {found.final_version}."
         if result
         else ""

@@ -29,7 +29,8 @@ class DataNode(Connection):
         super().__init__(identity, name, url)
 
     def add_dataset(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """``name`` and ``path`` (a folder of class folders) or ``csv``; see POST /datasets."""
+        """``name`` and ``path`` (a folder of class folders) or ``csv``; for segmentation
+        ``path`` (a folder of images and masks) and ``task``; see POST /datasets."""
         answer = self.http.request("POST", "/datasets", content=_json(request), headers=_JSON)
         return dict(answer.json())
 

@@ -3,6 +3,7 @@
 A site sends no score of an image: it counts how its images fall into bins of the predicted
 probability. Sums of counts over sites are the counts of all images together, so that overall
 figures are those of the pooled data. Areas under the curve are exact up to ties within a bin.
+For segmentation all of this is of pixels, where it says images.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ BINS = 100  # of the probability of a class
 RELIABILITY_BINS = 15  # of the probability of the predicted class (Guo et al., 2017)
 MAX_CLASSES = 32  # beyond, matrices are too large to send
 
-Count = Annotated[int, Field(ge=0, le=2**31)]
+# Of pixels, for segmentation: 200,000 images of 512 x 512 are below 2^36 a site, and 100 sites'
+# below 2^43. Exact as a float and in JSON.
+Count = Annotated[int, Field(ge=0, le=2**43)]
 Row = tuple[Count, ...]
 Sum = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 

@@ -23,7 +23,8 @@ class Rate(Checked):
 
 
 class ClassFigures(Checked):
-    """One class against the rest; ``roc``: (1 - specificity, sensitivity), (0, 0) to (1, 1)."""
+    """One class against the rest; ``roc``: (1 - specificity, sensitivity), (0, 0) to (1, 1).
+    ``dice``, ``iou``: of masks alone, None for a class that is neither there nor predicted."""
 
     label: str
     images: int
@@ -31,6 +32,8 @@ class ClassFigures(Checked):
     specificity: Rate | None
     auc: Rate | None
     roc: tuple[tuple[float, float], ...]
+    dice: float | None = None
+    iou: float | None = None
 
 
 class Reliability(Checked):
@@ -43,7 +46,8 @@ class Reliability(Checked):
 
 class Figures(Checked):
     """``auc`` and ``balanced_accuracy``: means over the classes; ``calibration_error``: expected,
-    over 15 bins (Guo et al., 2017); ``brier``: over all classes, 0 to 2."""
+    over 15 bins (Guo et al., 2017); ``brier``: over all classes, 0 to 2. Of masks the samples are
+    pixels, and ``dice`` and ``iou`` the means over the classes but the background, the first."""
 
     samples: int
     loss: float
@@ -56,3 +60,5 @@ class Figures(Checked):
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[Reliability, ...]
+    dice: float | None = None
+    iou: float | None = None

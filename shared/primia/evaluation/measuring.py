@@ -16,8 +16,28 @@ from primia.evaluation.metrics import correlation
 _NORMAL_95 = 1.959963984540054
 
 
-def figures(counts: Counts, labels: tuple[str, ...]) -> Figures:
-    """Of the classes named, in the model's order."""
+def figures(counts: Counts, labels: tuple[str, ...], *, masks: bool = False) -> Figures:
+    """Of the classes named, in the model's order; ``masks``: the counts are of pixels. Their
+    intervals would take each pixel for a draw of its own: they have none of any use."""
+    found = _figures(counts, labels)
+    if not masks:
+        return found
+    table = np.array(counts.confusion)  # (K, K)
+    hits = np.diag(table)
+    either = table.sum(axis=0) + table.sum(axis=1) - hits  # TP + FP + FN
+    dice = [2 * int(t) / int(t + e) if e else None for t, e in zip(hits, either, strict=True)]
+    iou = [int(t) / int(e) if e else None for t, e in zip(hits, either, strict=True)]
+    each = zip(found.classes, dice, iou, strict=True)
+    return found.model_copy(
+        update={
+            "classes": tuple(one.model_copy(update={"dice": d, "iou": i}) for one, d, i in each),
+            "dice": _mean([value for value in dice[1:] if value is not None]),
+            "iou": _mean([value for value in iou[1:] if value is not None]),
+        }
+    )
+
+
+def _figures(counts: Counts, labels: tuple[str, ...]) -> Figures:
     confusion = np.array(counts.confusion)  # (K, K)
     images = counts.samples
     each = tuple(_one_class(counts, confusion, number, name) for number, name in enumerate(labels))

@@ -2,7 +2,7 @@
 
 Losses are sums over images in units of 2^-20, at most 2^36 a site (a mean of 4,096 over 2^24
 images): every value lies below 2^56, so that the sum over 250 sites stays below 2^64 and wraps
-around nowhere (aggregation.integers). Images recognised are in the same units, since a site may
+around nowhere (aggregation.integers); counts, of pixels too, are below 2^43. Images recognised are in the same units, since a site may
 have trained on each of its images more or less than once. Counts are integers as they are.
 
     scores      images, sum of losses, images recognised
@@ -111,7 +111,7 @@ def _shapes(classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def _flat(name: str, values: Sequence[Any] | float) -> Sums:
-    found = np.asarray(values, dtype=np.float64).ravel()  # counts are below 2^31: exact
+    found = np.asarray(values, dtype=np.float64).ravel()  # counts are below 2^43: exact
     if name in _REAL:
         found = np.array([_units(float(value)) for value in found], dtype=np.float64)
     return found.astype(np.uint64)

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from primia.errors import InvalidInput
-from primia.learning import images
+from primia.learning import images, masks
 from primia.learning.datasets import safe_path
 from primia.learning.manifest import DatasetManifest, Entry
 from primia.learning.storage import replacing
@@ -70,6 +70,34 @@ def load_pixels(
     return found
 
 
+def load_masks(
+    manifest: DatasetManifest,
+    root: Path,
+    size: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> NDArray[np.uint8]:
+    """Class numbers, uint8 (images, size, size), in the manifest's order; as ``load_pixels``."""
+    key = f"{manifest.digest}/{size}/masks/{masks.VERSION}"
+    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    shape = (len(manifest), size, size)
+    found = _open(target, shape)
+    if found is None:
+        with replacing(target, "the decoded masks") as file:
+            npy.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            for done, entry in enumerate(manifest.entries, start=1):
+                data = _read(root, entry.mask, entry.mask_sha256)
+                file.write(masks.decode(data, entry.mask, size).data)
+                if progress:
+                    progress(done, len(manifest))
+        found = _open(target, shape)
+    if found is None:
+        raise InvalidInput(f"The cache file {target.name} cannot be read back.")
+    return found
+
+
 def load_sizes(
     manifest: DatasetManifest, root: Path, progress: Progress | None = None
 ) -> NDArray[np.int64]:
@@ -104,14 +132,18 @@ def _decoded(
 
 
 def _registered(root: Path, entry: Entry) -> bytes:
+    return _read(root, entry.path, entry.sha256)
+
+
+def _read(root: Path, path: str, digest: str) -> bytes:
     """The file's bytes, if they are those that were registered."""
     try:
-        data = images.read_bytes(safe_path(root, entry.path))
+        data = images.read_bytes(safe_path(root, path))
     except InvalidInput as error:
-        raise DatasetChanged(f"{entry.path}: {error.detail}.") from None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise DatasetChanged(f"{path}: {error.detail}.") from None
+    if hashlib.sha256(data).hexdigest() != digest:
         raise DatasetChanged(
-            f"{entry.path} is not the file that was registered.",
+            f"{path} is not the file that was registered.",
             hint="Register the data set again.",
         )
     return data

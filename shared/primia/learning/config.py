@@ -237,11 +237,22 @@ class TrainingConfig(Checked):
 
     def check_masks(self) -> None:
         """Raises InvalidInput for what segmentation does not have."""
-        if self.mixup:
+        reasons = self.unfit_for_masks()
+        if reasons:
             raise InvalidInput(
-                "MixUp blends the classes of two images; a pixel of a mask has one class.",
-                hint="Leave training.mixup at 0 for segmentation.",
+                f"Segmentation: {'; '.join(reasons)}.", hint="Leave it at its default."
             )
+
+    def unfit_for_masks(self) -> list[str]:
+        """Why segmentation cannot be trained with these settings."""
+        found = []
+        if self.mixup:
+            found.append("mixup blends the classes of two images; a pixel of a mask has one class")
+        if self.class_weights is not None:
+            found.append(
+                "class_weights are of images; soft Dice weighs the classes of pixels alike"
+            )
+        return found
 
     @property
     def passes(self) -> int | None:

@@ -98,18 +98,18 @@ def safe_path(root: Path, relative: str) -> Path:
 
 def scan_folder(root: Path, patient_pattern: str | None = None) -> Listing:
     """A folder with one subfolder a class; deeper folders belong to their class."""
-    _check_folder(root)
+    check_folder(root)
     pattern = compile_pattern(patient_pattern) if patient_pattern else None
     candidates: list[Candidate] = []
     problems: list[Problem] = []
     for item in sorted(os.scandir(root), key=lambda found: found.name):
-        if _left_behind(item.name):
+        if left_behind(item.name):
             continue
         if item.is_symlink() and item.is_dir():
-            problems.append(Problem(_printable(item.name), "is a link to a folder: not followed"))
+            problems.append(Problem(printable(item.name), "is a link to a folder: not followed"))
         elif not item.is_dir():
             reason = "lies beside the class folders and is left out"
-            problems.append(Problem(_printable(item.name), reason, "note"))
+            problems.append(Problem(printable(item.name), reason, "note"))
         else:
             _scan_class(root, item.name, pattern, candidates, problems)
         if len(candidates) > MAX_FILES:
@@ -121,7 +121,7 @@ def scan_csv(file: Path, root: Path | None = None, patient_pattern: str | None =
     """A CSV (comma or semicolon) with the columns ``path``, ``label`` and, if known, ``patient``;
     paths are relative to ``root``, by default the CSV's folder. Other columns are ignored."""
     root = file.parent if root is None else root
-    _check_folder(root)
+    check_folder(root)
     pattern = compile_pattern(patient_pattern) if patient_pattern else None
     candidates: list[Candidate] = []
     problems: list[Problem] = []
@@ -130,7 +130,7 @@ def scan_csv(file: Path, root: Path | None = None, patient_pattern: str | None =
         path = row["path"].replace("\\", "/")
         reason = _row_fault(path, row["label"], seen)
         if reason:
-            problems.append(Problem(_printable(path) or f"line {line}", f"{reason} (line {line})"))
+            problems.append(Problem(printable(path) or f"line {line}", f"{reason} (line {line})"))
             continue
         seen.add(path)
         named = row.get("patient", "")[:MAX_PATIENT_LENGTH]
@@ -157,12 +157,12 @@ def validate(listing: Listing) -> Iterator[Entry | Problem]:
         digest = hashlib.sha256(data).hexdigest()
         earlier = first.setdefault(digest, candidate)
         if earlier is candidate:
-            yield Entry(candidate.path, candidate.label, _patient(candidate, data), digest)
+            yield Entry(candidate.path, candidate.label, patient_in(candidate, data), digest)
         else:
             yield _duplicate(candidate, earlier)
 
 
-def _patient(candidate: Candidate, data: bytes) -> str:
+def patient_in(candidate: Candidate, data: bytes) -> str:
     """As the user says; else by a DICOM file's own header, as a digest; else by the name."""
     if candidate.stated or not images.is_dicom(data):
         return candidate.patient
@@ -208,7 +208,7 @@ def _duplicate(candidate: Candidate, earlier: Candidate) -> Problem:
     return Problem(candidate.path, reason)
 
 
-def _check_folder(root: Path) -> None:
+def check_folder(root: Path) -> None:
     if not root.is_dir():
         raise InvalidInput(
             f"There is no folder {str(root)!r}.",
@@ -227,16 +227,16 @@ def _scan_class(
 ) -> None:
     fault = _label_fault(label)
     if fault:
-        problems.append(Problem(_printable(label), fault))
+        problems.append(Problem(printable(label), fault))
         return
     before = len(candidates)
-    for path in _files(root, label, problems):
+    for path in files_below(root, label, problems):
         if len(candidates) > MAX_FILES:
             return
         if PurePosixPath(path).suffix.lower() not in images.SUFFIXES:
-            problems.append(Problem(_printable(path), "has no image's suffix: left out", "note"))
-        elif not _encodable(path):
-            problems.append(Problem(_printable(path), "has a name that is not UTF-8"))
+            problems.append(Problem(printable(path), "has no image's suffix: left out", "note"))
+        elif not encodable(path):
+            problems.append(Problem(printable(path), "has a name that is not UTF-8"))
         else:
             patient = patient_of(path, pattern)
             candidates.append(Candidate(path, label, patient, pattern is not None))
@@ -244,22 +244,22 @@ def _scan_class(
         problems.append(Problem(label, "the class folder holds no images"))
 
 
-def _files(root: Path, label: str, problems: list[Problem]) -> Iterator[str]:
+def files_below(root: Path, label: str, problems: list[Problem]) -> Iterator[str]:
     """Relative paths of the files of a class, sorted; folders that cannot be listed or are links
     become problems."""
 
     def cannot_list(error: OSError) -> None:
         name = os.path.relpath(error.filename, root)
-        problems.append(Problem(_printable(name), f"cannot be read ({error.strerror})"))
+        problems.append(Problem(printable(name), f"cannot be read ({error.strerror})"))
 
     for folder, subfolders, files in os.walk(root / label, onerror=cannot_list):
-        subfolders[:] = sorted(name for name in subfolders if not _left_behind(name))
+        subfolders[:] = sorted(name for name in subfolders if not left_behind(name))
         here = PurePosixPath(Path(folder).relative_to(root).as_posix())
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
-                path = _printable(str(here / name))
+                path = printable(str(here / name))
                 problems.append(Problem(path, "is a link to a folder: not followed"))
-        yield from (str(here / name) for name in sorted(files) if not _left_behind(name))
+        yield from (str(here / name) for name in sorted(files) if not left_behind(name))
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -310,14 +310,14 @@ def _label_fault(label: str) -> str | None:
         check_label(label)
     except ValueError as error:
         return f"the label cannot be used: {error}"
-    return None if _encodable(label) else "the label is not UTF-8"
+    return None if encodable(label) else "the label is not UTF-8"
 
 
-def _left_behind(name: str) -> bool:
+def left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
     """Names on disk that are not UTF-8 reach us with surrogates, which no JSON can carry."""
     try:
         text.encode()
@@ -326,5 +326,5 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()[:500]

@@ -32,7 +32,7 @@ MAX_PIXELS = 40_000_000
 MIN_SIDE = 16
 
 # What Pillow's decoders raise on damaged files.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -100,7 +100,7 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
         raise ImageRejected(name, "is not an image in a format we read") from None
     except MemoryError:
         raise ImageRejected(name, "takes too much memory to decode") from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
 
 
@@ -139,7 +139,7 @@ def original_size(data: bytes, name: str = "image") -> tuple[int, int]:
             return image.size
     except _BOMBS:
         raise ImageRejected(name, f"has more than {MAX_PIXELS} pixels") from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
 
 

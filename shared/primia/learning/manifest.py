@@ -31,12 +31,17 @@ class MalformedManifest(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image: POSIX path relative to the data set's root, class, patient, SHA-256 (hex)."""
+    """An image: POSIX path relative to the data set's root, class, patient, SHA-256 (hex).
+
+    For segmentation also its mask's path and SHA-256; the class is then the highest class number
+    in the mask, by which splits are balanced."""
 
     path: str
     label: str
     patient: str
     sha256: str
+    mask: str = ""
+    mask_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class DatasetManifest:
         """Images a class."""
         found = Counter(entry.label for entry in self.entries)
         return {name: found[name] for name in self.classes}
+
+    @property
+    def segments(self) -> bool:
+        """Whether its images have masks."""
+        return any(entry.mask for entry in self.entries)
 
     @cached_property
     def patients(self) -> int:
@@ -95,7 +105,7 @@ class DatasetManifest:
         )
 
     def to_json(self) -> str:
-        rows = [asdict(entry) for entry in self.entries]
+        rows = [_row(entry) for entry in self.entries]
         document = {"version": VERSION, "classes": list(self.classes), "entries": rows}
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
@@ -114,6 +124,11 @@ class DatasetManifest:
         if not all(isinstance(value, str) for value in fields):
             raise MalformedManifest("The manifest's fields are texts.")
         return cls.of(entries, classes)
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    row: dict[str, str] = asdict(entry)
+    return row if entry.mask else {key: row[key] for key in row if not key.startswith("mask")}
 
 
 def split(

@@ -180,14 +180,7 @@ def _consolidation(draws: Draws, size: int, view: View, anatomy: Anatomy) -> Fie
 
 def draw(label: str, anatomy: Anatomy, seed: Seed, image: int, size: int) -> NDArray[np.uint8]:
     """One radiograph, uint8 (size, size); the same for the same arguments."""
-    draws = Draws(seed, f"image/{label}/{anatomy.seed_label}/{image}")
-    view = View.of(draws, size)
-    ill = draws.between(0.25, 1.0)
-    full = draws.between(-0.5, 0.5) + (0.4 * ill if label == "viral" else 0)
-    lungs = np.maximum(_lung(view, anatomy, -1, full), _lung(view, anatomy, 1, full))
-
-    heart = _heart(view, anatomy)
-    lungs *= 1 - 0.85 * heart
+    draws, view, ill, lungs, heart = _inside(label, anatomy, seed, image, size)
     body = _body(view)
     picture = body * (anatomy.flesh + 0.06 * view.y + 0.05 * draws.clouds(size, 4) + 0.05 * heart)
     air = draws.between(0.32, 0.42) * lungs
@@ -196,6 +189,26 @@ def draw(label: str, anatomy: Anatomy, seed: Seed, image: int, size: int) -> NDA
     picture += (_bones(view, anatomy) + _middle(view)) * body - air + haze + vessels
     picture += _illness(label, ill, draws, view, anatomy, lungs)
     return _expose(picture, draws, size)
+
+
+def lung_mask(label: str, anatomy: Anatomy, seed: Seed, image: int, size: int) -> NDArray[np.uint8]:
+    """Where the lungs of the same ``draw`` are, in front of the heart: 1, elsewhere 0."""
+    lungs = _inside(label, anatomy, seed, image, size)[3]
+    return (lungs > 0.5).astype(np.uint8)
+
+
+def _inside(
+    label: str, anatomy: Anatomy, seed: Seed, image: int, size: int
+) -> tuple[Draws, View, float, Field, Field]:
+    """(draws so far, view, how marked the illness is, lungs, heart) of an image."""
+    draws = Draws(seed, f"image/{label}/{anatomy.seed_label}/{image}")
+    view = View.of(draws, size)
+    ill = draws.between(0.25, 1.0)
+    full = draws.between(-0.5, 0.5) + (0.4 * ill if label == "viral" else 0)
+    lungs = np.maximum(_lung(view, anatomy, -1, full), _lung(view, anatomy, 1, full))
+    heart = _heart(view, anatomy)
+    lungs *= 1 - 0.85 * heart
+    return draws, view, ill, lungs, heart
 
 
 def _illness(
@@ -248,6 +261,32 @@ def draw_dataset(
     return total
 
 
+def draw_masks(
+    folder: Path,
+    images_per_class: int,
+    patients_per_class: int,
+    seed: int,
+    size: int = 128,
+    progress: Progress | None = None,
+) -> int:
+    """A data set for segmentation: the radiographs of ``draw_dataset`` in ``images``, and in
+    ``masks`` PNG files of their lungs (1; elsewhere 0). Returns the number of images."""
+    _check(images_per_class, patients_per_class, seed, size)
+    secret = Seed(seed.to_bytes(16, "little"))
+    total = images_per_class * len(CLASSES)
+    for kind, label in enumerate(CLASSES):
+        for image in range(images_per_class):
+            patient = 1 + kind * patients_per_class + image % patients_per_class
+            anatomy = Anatomy.of(secret, f"{label}/{patient}")
+            name = _NAMES[label].format(patient=patient, image=image + 1)
+            _save(draw(label, anatomy, secret, image, size), folder / "images" / name)
+            mask = folder / "masks" / Path(name).with_suffix(".png")
+            _save(lung_mask(label, anatomy, secret, image, size), mask)
+            if progress:
+                progress(kind * images_per_class + image + 1, total)
+    return total
+
+
 def _check(images: int, patients: int, seed: int, size: int) -> None:
     if not 1 <= patients <= images <= MAX_IMAGES:
         raise InvalidInput(f"A class has 1 to {MAX_IMAGES} images, and no fewer than patients.")
@@ -259,6 +298,10 @@ def _check(images: int, patients: int, seed: int, size: int) -> None:
 
 def _save(pixels: NDArray[np.uint8], target: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=92, comment=_COMMENT)
+    picture = Image.fromarray(pixels)
+    if target.suffix == ".png":
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "JPEG", quality=92, comment=_COMMENT)
     with replacing(target, "the drawn images", sync=False) as file:
         file.write(buffer.getvalue())

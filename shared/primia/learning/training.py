@@ -51,6 +51,7 @@ Progress = Callable[[int, int, float], None]  # (batches done, of how many, last
 ShouldStop = Callable[[], bool]
 
 EVALUATION_BATCH = 64
+EVALUATION_PIXELS = 1 << 19
 STATISTICS_IMAGES = 128
 
 
@@ -385,13 +386,35 @@ def _parts(
     if not len(data):
         raise InvalidInput("There are no images to evaluate on.")
     module.eval()
-    for start in range(0, len(data), EVALUATION_BATCH):
+    images = EVALUATION_BATCH
+    if data.masks:  # bounded in pixels: a U-Net's activations are as large as its images
+        images = max(1, min(images, EVALUATION_PIXELS // data.labels[0].size))
+    for start in range(0, len(data), images):
         if should_stop and should_stop():
             raise TrainingStopped(f"Evaluation was stopped at image {start}.")
-        index = np.arange(start, min(start + EVALUATION_BATCH, len(data)))
+        index = np.arange(start, min(start + images, len(data)))
         with torch.inference_mode():
             rows = module(data.batch(index, place)[0]).cpu()
         yield index, rows
+
+
+def predict_pixels(
+    module: nn.Module,
+    data: ImageData,
+    *,
+    device: Device = "cpu",
+    should_stop: ShouldStop | None = None,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Of masks: logits (P, K) and class numbers (P,) of the pixels of some images at a time, in
+    order. The module ends on the CPU, in evaluation mode."""
+    place = pick_device(device)
+    module.to(place)
+    try:
+        for index, rows in _parts(module, data, place, should_stop):
+            logits = np.moveaxis(rows.numpy(), 1, -1).reshape(-1, rows.shape[1])
+            yield logits, data.labels[index].astype(np.int64).ravel()
+    finally:
+        module.to("cpu")
 
 
 def evaluate(

@@ -35,6 +35,9 @@ class ModelCard(Message):
     classes: tuple[Label, ...] = Field(min_length=2, max_length=1000)
     channels: Literal[1, 3] = 3
     norm: Literal["batch", "group"] = "batch"
+    width: int | None = Field(
+        default=None, description="channels at full resolution, of a U-Net; null: of no other"
+    )
     image_size: int = Field(ge=16, le=512)
     mean: float | tuple[float, ...] = Field(default=0.5, description="or one a channel")
     deviation: float | tuple[float, ...] = Field(default=0.25, description="or one a channel")

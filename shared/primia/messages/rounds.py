@@ -258,6 +258,27 @@ def check_external(request: RunRequest) -> None:
         )
 
 
+def unfit_for_masks(
+    training: TrainingSettings, statistics: StatisticsSettings, privacy: PrivacySettings
+) -> list[str]:
+    """Why a model for segmentation cannot be trained with these settings; empty: it can."""
+    found = training.unfit_for_masks()
+    if statistics.wanted:
+        found.append("statistics count images by class; a mask has a class for each pixel")
+    if privacy.dp_sgd is not None or privacy.central is not None:
+        found.append("differential privacy is accounted for and tried with classification alone")
+    return found
+
+
+def check_masks(request: RunRequest) -> None:
+    """Raises InvalidInput for settings that a model for segmentation cannot be trained with."""
+    found = unfit_for_masks(request.training, request.statistics, request.privacy)
+    if found:
+        raise InvalidInput(
+            f"Segmentation: {'; '.join(found)}.", hint="Leave these settings at their defaults."
+        )
+
+
 class NodeCard(Message):
     """A participant: its name and its Ed25519 identity key."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from primia.evaluation.figures import Figures
+from primia.learning.spec import Task, task_of
 from primia.learning.statistics import Statistics
 from primia.messages.common import Id, Message, ModelCard, Name
 from primia.messages.rounds import Proposal, RunRequest, Scores
@@ -97,6 +98,15 @@ class RunReport(RunSummary):
     evaluations: tuple[RoundReport, ...] = Field(
         default=(), description="the rounds in which the sites' evaluations were summed"
     )
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.proposal.model.architecture)
+
+    @property
+    def accuracy_is(self) -> str:
+        """What the figure named accuracy is of this run's model."""
+        return "mean Dice" if self.task == "segmentation" else "accuracy"
 
 
 class PartFigures(Message):
