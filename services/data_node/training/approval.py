@@ -85,13 +85,13 @@ def approve(ctx: Context, session: Session, run: Run, dataset: Dataset, by: str)
     run.dataset, run.dataset_name = dataset.id, dataset.name
     datasets.hold(session, dataset, store.holder(run.id))
     manifest = datasets.manifest(session, dataset)
-    own = dataset.classes
+    own = tuple(dataset.classes)
     if task_of(dataset.kind) == "segmentation":  # numbers: the model's classes in their order
         own = run.read_proposal().model.classes
     decision = Decision(
         accepted=True,
         samples=dataset.images,
-        classes=tuple(own),
+        classes=own,
         **figures.offered(ctx, run.read_proposal(), manifest),
     )
     _answer(ctx, session, run, decision)
@@ -130,6 +130,9 @@ def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None,
         return None, f"{len(fitting)} data sets of this site fit; a user has to choose one."
     if len(ready) == 1:
         return None, f"This site's data set does not fit: {_misfit(ready[0], proposal)}."
+    wanted = task_of_model(proposal.model.architecture)
+    if ready and not any(task_of(row.kind) == wanted for row in ready):
+        return None, f"None of this site's {len(ready)} data sets is for {wanted}."
     return None, f"None of this site's {len(ready)} data sets has the model's classes."
 
 

@@ -120,8 +120,9 @@ def _summary(models: Sequence[ModelFigures], part: str) -> str:
             if found is not None:
                 lines.append((f"{model.model}, {place}", *_line(found)))
     if any(getattr(model.overall, part).dice is not None for model in models):
-        columns = ("model, site", "pixels", "mean Dice", "mean IoU", "pixel accuracy")
-        return _table("Figures of masks; means over the classes but the background", columns, lines)
+        of_masks = ("model, site", "pixels", "mean Dice", "mean IoU", "pixel accuracy")
+        caption = "Figures of masks; means over the classes but the background"
+        return _table(caption, of_masks, lines)
     columns = ("model, site", "images", "accuracy", "balanced", "AUC", "MCC", "calibration error")
     return _table("Figures, with 95 % intervals", columns, lines)
 

@@ -2,8 +2,9 @@
 
 Losses are sums over images in units of 2^-20, at most 2^36 a site (a mean of 4,096 over 2^24
 images): every value lies below 2^56, so that the sum over 250 sites stays below 2^64 and wraps
-around nowhere (aggregation.integers); counts, of pixels too, are below 2^43. Images recognised are in the same units, since a site may
-have trained on each of its images more or less than once. Counts are integers as they are.
+around nowhere (aggregation.integers). Images recognised are in the same units, since a site may
+have trained on each of its images more or less than once. Counts are integers as they are, those
+of pixels too: below 2^43.
 
     scores      images, sum of losses, images recognised
     counts      evaluation.counts.Counts, field after field, row after row
