@@ -43,7 +43,7 @@ def test_what_is_wrong_is_named_file_by_file(
     found = client.get("/datasets/lungs/problems").json()["problems"]
     named = {each["file"]: each["reason"] for each in found}
     assert "has no mask" in named[f"images/{missing.stem}.jpeg"]
-    assert "no PNG file" in named[f"masks/{broken.name}"]
+    assert "is damaged" in named[f"masks/{broken.name}"]
 
 
 def test_a_list_of_masks_is_refused(lite_node: Context, client: TestClient, images_root: Path):
