@@ -1,40 +1,54 @@
-"""A U-Net on drawn lungs: images with masks at three sites, summed securely."""
+"""A U-Net on drawn lungs: images with masks at three sites, summed securely, by the command."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from primia.learning.synthetic import draw_masks
-from primia.messages.registry import NewModel
-from primia.messages.rounds import RunRequest, TrainingSettings
+import pytest
+from typer.testing import CliRunner
+
+from primia.cli.main import create_app
+from primia.messages.runs import RunDocument
 from tests.support.grid import SIDE, World
 
 pytestmark = pytest.mark.e2e
 
 
-def test_a_unet_learns_lungs_from_masks_at_three_sites(sqlite_world: World):
+def primia(*words: str) -> None:
+    done = CliRunner().invoke(create_app(), list(words))
+    assert done.exit_code == 0, done.output
+
+
+def test_a_unet_learns_lungs_from_masks_at_three_sites(
+    sqlite_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     world = sqlite_world
-    for seed, (name, client) in enumerate(world.nodes.items()):
-        folder = world.grid.home(world.grid.member(name)) / "images" / "lungs"
-        draw_masks(folder, 12, 12, seed, SIDE)
-        client.add_dataset({"name": "lungs", "path": str(folder), "task": "segmentation"})
-    for client in world.nodes.values():
-        found = client.wait_dataset("lungs")
+    monkeypatch.setenv("PRIMIA_GRID", str(world.grid.root))
+    for seed, name in enumerate(world.names):
+        folder = str(world.grid.home(world.grid.member(name)) / "images" / "lungs")
+        primia("dataset", "draw", folder, "--masks", "--images", "12", "--patients", "12",
+               "--size", str(SIDE), "--seed", str(seed))  # fmt: skip
+        primia("dataset", "add", "lungs", folder, "--masks", "--node", name)
+        found = world.nodes[name].dataset("lungs")
         assert (found["state"], found["kind"], found["images"]) == ("ready", "masks", 36)
-    spec = {"architecture": "unet", "classes": ("background", "lung"), "image_size": SIDE}
-    world.owner.create_model(NewModel.model_validate({"name": "lungs", "width": 8, **spec}))
-    world.owner.wait_version("lungs", 1)
-    training = TrainingSettings(
-        image_size=SIDE, epochs=3, batch_size=4, learning_rate=3e-3, seed=3, validation_fraction=0.4
-    )
-    request = RunRequest(
-        model="lungs", nodes=world.names, rounds=3, compare=(1,), training=training
-    )
-    report = world.wait_run(world.owner.start_run(request).id)
+    primia("models", "create", "lungs", "background,lung", "--architecture", "unet",
+           "--image-size", str(SIDE), "--channels", "1", "--width", "8")  # fmt: skip
+    settings = {
+        "compare": "[1]", "training.image_size": SIDE, "training.epochs": 3,
+        "training.batch_size": 4, "training.learning_rate": 3e-3,
+        "training.validation_fraction": 0.4,
+    }  # fmt: skip
+    options = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
+    primia("rounds", "start", "lungs", "--rounds", "2", *options)
+    (run,) = [each for each in world.owner.runs().runs if each.model == "lungs"]
+    report = world.wait_run(run.id)
     assert report.state == "finished", report.reason
-    assert report.task == "segmentation"
     assert report.secure
-    found = {each.model: each.overall.validation for each in world.owner.report(report.id).models}
+    page, document = tmp_path / "page.html", tmp_path / "run.json"
+    primia("rounds", "report", run.id, "--html", str(page), "--json", str(document))
+    assert "mean IoU" in page.read_text()
+    models = RunDocument.model_validate_json(document.read_bytes()).models
+    found = {each.model: each.overall.validation for each in models}
     before, after = found["version-1"], found["last"]
     assert before is not None
     assert after is not None
@@ -46,4 +60,3 @@ def test_a_unet_learns_lungs_from_masks_at_three_sites(sqlite_world: World):
     assert report.final is not None
     assert report.final.accuracy is not None
     assert report.final.accuracy > 0.7  # the mean Dice of the sites
-    assert "mean IoU" in world.owner.report_page(report.id)

@@ -121,6 +121,14 @@ class ImageData:
         """Whether it is for segmentation."""
         return self.labels.ndim == 3
 
+    @property
+    def at_once(self) -> int:
+        """Images that pass a model together where nothing is trained; of masks it is bounded in
+        pixels, since a U-Net's activations are as large as its images."""
+        if not self.masks:
+            return EVALUATION_BATCH
+        return max(2, min(EVALUATION_BATCH, EVALUATION_PIXELS // self.labels[0].size))
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -350,7 +358,7 @@ def measure_statistics(module: nn.Module, data: ImageData, device: torch.device)
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over the batches
     with torch.no_grad():
-        for part in np.array_split(index, math.ceil(count / EVALUATION_BATCH)):
+        for part in np.array_split(index, math.ceil(count / data.at_once)):
             module(data.batch(part, device)[0])
     for layer, momentum in zip(layers, usual, strict=True):
         layer.momentum = momentum
@@ -386,9 +394,7 @@ def _parts(
     if not len(data):
         raise InvalidInput("There are no images to evaluate on.")
     module.eval()
-    images = EVALUATION_BATCH
-    if data.masks:  # bounded in pixels: a U-Net's activations are as large as its images
-        images = max(1, min(images, EVALUATION_PIXELS // data.labels[0].size))
+    images = data.at_once
     for start in range(0, len(data), images):
         if should_stop and should_stop():
             raise TrainingStopped(f"Evaluation was stopped at image {start}.")
