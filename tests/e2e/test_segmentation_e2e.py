@@ -31,7 +31,7 @@ def test_a_unet_learns_lungs_from_masks_at_three_sites(
         primia("dataset", "add", "lungs", folder, "--masks", "--node", name)
         found = world.nodes[name].dataset("lungs")
         assert (found["state"], found["kind"], found["images"]) == ("ready", "masks", 36)
-    primia("models", "create", "lungs", "background,lung", "--architecture", "unet",
+    primia("models", "create", "lungs", "--classes", "background,lung", "--architecture", "unet",
            "--image-size", str(SIDE), "--channels", "1", "--width", "8")  # fmt: skip
     settings = {
         "compare": "[1]", "training.image_size": SIDE, "training.epochs": 3,
@@ -39,7 +39,7 @@ def test_a_unet_learns_lungs_from_masks_at_three_sites(
         "training.validation_fraction": 0.4,
     }  # fmt: skip
     options = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
-    primia("rounds", "start", "lungs", "--rounds", "2", *options)
+    primia("rounds", "start", "lungs", "--nodes", ",".join(world.names), "--rounds", "2", *options)
     (run,) = [each for each in world.owner.runs().runs if each.model == "lungs"]
     report = world.wait_run(run.id)
     assert report.state == "finished", report.reason
