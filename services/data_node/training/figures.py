@@ -9,13 +9,13 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from primia.aggregation.state import NodeState
+from primia.aggregation.terms import MAX_NODES
 from primia.chassis.context import Context
 from primia.errors import UnexpectedMessage
 from primia.evaluation import sums
 from primia.evaluation.sums import Sums
 from primia.learning.manifest import DatasetManifest
 from primia.messages.rounds import (
-    MAX_NODES,
     Decision,
     Evaluate,
     Evaluation,

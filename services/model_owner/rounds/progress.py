@@ -20,10 +20,13 @@ from services.model_owner.rounds.domain import (
     ENDED,
     Abandon,
     Advance,
+    Member,
     Phase,
     Purpose,
     RunState,
+    Stage,
     Wait,
+    at_least,
     following,
     move_phase,
     move_run,
@@ -190,7 +193,7 @@ def _phase(ctx: Context, session: Session, run: Run) -> bool:
         return False
     contributions = store.contributions(session, row.id)
     members = store.members(contributions)
-    verdict = settle(step, members, row.needed, expired=_expired(ctx, run))
+    verdict = settle(step, members, _needed(run, row, members), expired=_expired(ctx, run))
     late = () if isinstance(verdict, Wait) else verdict.silent
     for contribution in contributions:
         if contribution.node in late:
@@ -222,6 +225,13 @@ def drop(
         phase=row.phase,
         reason=reason[:REASON],
     )
+
+
+def _needed(run: Run, row: Round, members: Sequence[Member]) -> int:
+    """With a sparse graph all whose updates are in the sum confirm whom they have masked with."""
+    if row.phase != "confirming" or store.proposal_of(run).sparse is None:
+        return row.needed
+    return max(row.needed, len(at_least(members, Stage.ABSORBED)))
 
 
 def enter(ctx: Context, session: Session, run: Run, row: Round, phase: Phase) -> None:

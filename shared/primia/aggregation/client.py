@@ -18,7 +18,7 @@ twice with one seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 
@@ -221,7 +221,8 @@ def reveal(
     """Round 4: this node's share of each survivor's self mask and each dropped node's masking key.
 
     ``survivors`` must be those confirmed; ``confirmations``: node -> signature, at least the
-    threshold of them valid over this very set. Raises ``BelowThreshold`` otherwise,
+    threshold of them valid over this very set, in a sparse graph those of all surviving neighbours
+    among them. Raises ``BelowThreshold`` otherwise,
     ``UnexpectedMessage`` for another set than the confirmed one.
     """
     roster = _roster(state, Step.REVEAL)
@@ -238,12 +239,29 @@ def reveal(
             f"Only {len(confirmed)} valid confirmations of the survivor set; the threshold is "
             f"{roster.threshold}."
         )
+    _check_neighbours_confirmed(state, roster, outcome, confirmed)
     shares = {
         dealer: (outcome.kind(dealer), state.holdings[dealer].share(outcome.kind(dealer)))
         for dealer in roster.graph.near(state.node, outcome.members)
     }
     answer = Reveal(roster.context, shares).to_bytes()
     return _next(state, phase, request), answer
+
+
+def _check_neighbours_confirmed(
+    state: NodeState, roster: Roster, outcome: Outcome, confirmed: Collection[str]
+) -> None:
+    """In a sparse graph a node may have masked with fewer neighbours than its peers believe: an
+    owner need only keep envelopes from it. It says by confirming that it has not, and nothing of
+    its self mask is revealed before."""
+    if roster.graph.degree is None:
+        return
+    silent = [n for n in roster.graph.near(state.node, outcome.survivors) if n not in confirmed]
+    if silent:
+        raise BelowThreshold(
+            f"{', '.join(silent)} of {state.node}'s neighbours did not confirm whom they have "
+            "masked with."
+        )
 
 
 def _roster(state: NodeState, step: Step) -> Roster:

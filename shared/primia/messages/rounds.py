@@ -40,7 +40,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
-from primia.aggregation.terms import MIN_NODES, Assumed, least_threshold
+from primia.aggregation.terms import MAX_NODES, MIN_NODES, Assumed, least_threshold
 from primia.errors import InvalidInput
 from primia.evaluation.counts import Counts
 from primia.learning.accounting import without_account
@@ -51,7 +51,6 @@ from primia.learning.statistics import Statistics
 from primia.messages.common import Base64Url, Digest, Id, Label, Message, ModelCard, Name
 from primia.messages.privacy import PrivacySettings, StatisticsSettings
 
-MAX_NODES = 100
 MAX_ROUNDS = 10_000
 MAX_COMPARED = 20
 Selection = Literal["last", "best_loss", "best_accuracy"]

@@ -125,7 +125,8 @@ def test_lost_nodes_cost_their_contribution_and_not_the_round():
     before, after = names(COUNT)[3], names(COUNT)[17]
     dealt = advertised().share([n for n in names(COUNT) if n != before])
     masked = dealt.mask([n for n in dealt.envelopes if n != after])
-    late = masked.confirm().reveal([n for n in masked.vectors if n != names(COUNT)[0]])
+    confirmed = masked.confirm()
+    late = confirmed.reveal([n for n in masked.vectors if n != names(COUNT)[0]])
     assert set(late.vectors) == set(names(COUNT)) - {before, after}
     assert np.all(np.abs(late.open() - late.expected()) <= late.bounds())
 
@@ -168,6 +169,40 @@ def test_a_node_confirms_only_the_members_that_it_masked_with():
     survivors = [each for each in masked.vectors if each != near[0]]
     with pytest.raises(InconsistentRound, match="other members"):
         client.confirm(masked.states[node], survivors, identity(node).sign, members)
+
+
+def starved(victims: list[str], helpers: list[str]) -> Federation:
+    """An owner gives some nodes the envelopes of one another and of its helpers alone; the others
+    confirm that all have masked with all their neighbours."""
+    dealt = shared()
+    masked = dealt.mask([n for n in dealt.nodes if n not in victims])
+    states, vectors = dict(masked.states), dict(masked.vectors)
+    for node in victims:
+        inbox = {d: e for d, e in dealt.inbox(node).items() if d in (*victims, *helpers)}
+        states[node], vectors[node] = client.mask(dealt.states[node], inbox, dealt.updates[node])
+    unequal = replace(masked, states=states, vectors=vectors)
+    return unequal.confirm([n for n in dealt.nodes if n not in victims])
+
+
+def test_an_owner_that_keeps_envelopes_back_opens_no_part_of_the_sum():
+    """Nodes between which alone masks are left would be an own sum; none reveals what opens it."""
+    graph = shared().roster.graph
+    made = graph.degree
+    assert made is not None
+    several = list(graph.ring[: made.threshold])
+    one = graph.ring[5]
+    near = [node for node in graph.holders(one) if node != one]
+    for victims, helpers in ((several, []), ([one], near[: made.threshold - 1])):
+        round_ = starved(victims, helpers)
+        assert len(round_.confirmations) >= round_.threshold
+        for victim in victims:
+            with pytest.raises(InconsistentRound, match="other members"):
+                round_.confirm([victim])
+            asked = [n for n in graph.holders(victim) if n not in (*victims, *helpers)]
+            for node in asked:
+                with pytest.raises(BelowThreshold, match="did not confirm"):
+                    round_.reveal([node])
+            assert len(graph.holders(victim)) - len(asked) - len(victims) < made.threshold
 
 
 def test_envelopes_of_strangers_are_refused():
