@@ -127,7 +127,7 @@ class ImageData:
         pixels, since a U-Net's activations are as large as its images."""
         if not self.masks:
             return EVALUATION_BATCH
-        return max(2, min(EVALUATION_BATCH, EVALUATION_PIXELS // self.labels[0].size))
+        return max(2, min(EVALUATION_BATCH, EVALUATION_PIXELS // math.prod(self.labels.shape[1:])))
 
 
 @dataclass(frozen=True)
