@@ -120,7 +120,7 @@ def test_a_session_step_by_step(grid, party):
         )
         request = client.step(answer.content)
     assert client.result().shape == (1, 2)
-    assert party.ready(session.id).state == "done"
+    wait_until(lambda: party.ready(session.id).state == "done", 5, "the end of the session")
     assert party.call("DELETE", f"/inference/sessions/{session.id}").status_code == 204
     assert party.ready(session.id).state == "done"
 
