@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bed import memory
 from primia.client import DataNode
 from primia.messages.inference import Cost, InferenceStatus
 
@@ -40,6 +41,7 @@ def infer(
     """``options``: further fields of the request (protocol, accuracy)."""
     fields = {"model": model, "version": str(version), "result": "scores", "protocol": "fss"}
     fields |= options
+    memory.touch()
     pictures = [("images", (path.name, path.read_bytes())) for path in files]
     made = httpx.Request("POST", "http://node/", data=fields, files=pictures)
     headers = {"Content-Type": made.headers["Content-Type"]}

@@ -125,7 +125,7 @@ def _runner(name: str, task: Task, context: Callable[[], Context]) -> Callable[.
             try:
                 _outcome(ctx, name, row_id, lambda: task(ctx, row_id))
             finally:
-                memory.give_back()
+                memory.give_back_at_times()
 
     return run
 

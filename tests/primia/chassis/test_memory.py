@@ -29,3 +29,16 @@ def test_freed_memory_is_given_back():
 def test_a_system_without_it_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory, "_trim", lambda: None)
     assert memory.give_back() is False
+
+
+def test_it_is_not_given_back_after_every_task(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
+    memory._seldom.cache_clear()
+    given = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(now[0]) or True)
+    for second in (0, 10, 31, 40, 62):
+        now[0] = float(second)
+        memory.give_back_at_times()
+    memory._seldom.cache_clear()
+    assert given == [31.0, 62.0]
