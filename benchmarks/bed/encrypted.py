@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bed import memory
 from primia.client import DataNode
 from primia.messages.inference import Cost, InferenceStatus
 
@@ -41,7 +40,6 @@ def infer(
     """``options``: further fields of the request (protocol, accuracy)."""
     fields = {"model": model, "version": str(version), "result": "scores", "protocol": "fss"}
     fields |= options
-    memory.touch()
     pictures = [("images", (path.name, path.read_bytes())) for path in files]
     made = httpx.Request("POST", "http://node/", data=fields, files=pictures)
     headers = {"Content-Type": made.headers["Content-Type"]}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bed import memory
 from benchmarks.bed.link import Network
 from benchmarks.peers import environment
 from benchmarks.peers.environment import PeerMissing
@@ -78,7 +77,6 @@ def run(
     address = network.address(hosts[0]) if network else "127.0.0.1"
     command = [str(python), "-P", str(script), "--folder", str(folder)]
     command += ["--repeats", str(repeats), "--warm", str(warm), *(["--folded"] if tuned else [])]
-    memory.touch()
     parties = []
     for rank, host in enumerate(hosts):
         values = {
