@@ -24,13 +24,16 @@ from primia.learning.images import normalise
 from primia.messages.inference import Cost, ServedPlan, Session, SessionRequest
 from primia.mpc.client import Client
 from primia.mpc.frames import offline_size, request_size, response_size
-from primia.mpc.material import Half
+from primia.mpc.material import Half, half_size
 from primia.mpc.plan import Plan
 from services.data_node.inference import material, prefetch, served, store
 from services.data_node.inference.patience import patiently
 
 _WAIT_SECONDS = 10
+# For the model owner to prepare a session, and for its half to reach it over 1 Mbit/s; it gives up
+# sooner where nothing comes.
 _SESSION_SECONDS = 600
+_SLOWEST_BYTES_PER_SECOND = 125_000
 
 Values = NDArray[np.float64] | NDArray[np.int64]
 
@@ -92,7 +95,7 @@ def attempt(
     try:
         report.begin("offline")
         body = client.offline()  # while the model owner fetches its half
-        _until_ready(ctx, session, report.go_on)
+        _until_ready(ctx, session, report.go_on, half_size(prepared.plan, batch, 0))
         served.owner(ctx).request("PUT", f"{_path(session)}/offline", content=body)
         report.add(offline_size(prepared.plan, batch))
         report.begin("online")
@@ -155,8 +158,9 @@ def _ask_session(
     return session
 
 
-def _until_ready(ctx: Context, session: Session, go_on: Callable[[], None]) -> None:
-    deadline = time.monotonic() + _SESSION_SECONDS
+def _until_ready(ctx: Context, session: Session, go_on: Callable[[], None], size: int) -> None:
+    """``size``: bytes of the model owner's half."""
+    deadline = time.monotonic() + _SESSION_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
     while session.state == "preparing":
         go_on()
         if time.monotonic() > deadline:

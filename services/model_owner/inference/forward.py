@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
+from anyio.to_thread import run_sync
 
 from primia.chassis.context import Context
 from primia.chassis.telemetry import REQUEST_ID_HEADER, current_request_id
@@ -16,6 +19,9 @@ from services.model_owner.inference.domain import SessionState, check_steppable
 _CLIENT = "inference.forward"
 # A step is one layer's arithmetic; a wide layer and a large batch on a busy machine take a while.
 _TIMEOUT = httpx.Timeout(120, connect=3)
+# While a body arrives, its session's worker is told so: at most so often, at least so many bytes.
+_TOUCH_SECONDS = 5.0
+_TOUCH_BYTES = 1 << 20
 _GONE = "the model owner's worker that held it is gone"
 
 
@@ -45,6 +51,30 @@ def find(ctx: Context, session_id: str, node: str) -> Target:
     assert row.token is not None
     token = ctx.secrets.open(row.token, sessions.token_purpose(session_id)).decode()
     return Target(session_id, row.host, token, row.largest_body)
+
+
+class Upload:
+    """Keeps a session from ending as idle while a long step still arrives from the data node.
+
+    Only for a body that moves: ``_TOUCH_BYTES`` since the worker was told last, which makes 9 kB/s
+    within the default idle time.
+    """
+
+    def __init__(
+        self, ctx: Context, target: Target, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ctx = ctx
+        self._target = target
+        self._clock = clock
+        self._told = (clock(), 0)  # when, at how many bytes
+
+    async def came(self, size: int) -> None:
+        since, told = self._told
+        now = self._clock()
+        if now - since < _TOUCH_SECONDS or size - told < _TOUCH_BYTES:
+            return
+        self._told = (now, size)
+        await run_sync(send, self._ctx, self._target, "POST", "/touch")
 
 
 def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b"") -> Answer:

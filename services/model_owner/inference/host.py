@@ -155,6 +155,10 @@ class SessionHost:
             with hosted.lock:
                 self._end(session_id, hosted, "the model owner's worker was stopped")
 
+    def touch(self, session_id: str, token: str) -> None:
+        """A step is on its way: the session is not idle."""
+        self._find(session_id, token).touched = self._clock()
+
     def _known(self) -> list[tuple[str, _Hosted]]:
         with self._lock:
             return list(self._sessions.items())

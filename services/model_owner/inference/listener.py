@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 from anyio.to_thread import run_sync
@@ -22,6 +23,7 @@ from primia.messages.inference import OCTETS, SESSION_TOKEN_HEADER
 from services.model_owner.inference.host import OFFLINE, SessionHost
 
 _START_SECONDS = 10
+Came = Callable[[int], Awaitable[None]]
 
 
 def create_listener(host: SessionHost, max_body_bytes: int) -> Starlette:
@@ -44,6 +46,10 @@ def create_listener(host: SessionHost, max_body_bytes: int) -> Starlette:
         await run_sync(host.drop, session_id, token, "the data node ended it")
         return Response(status_code=204)
 
+    async def touch(request: Request) -> Response:
+        host.touch(request.path_params["session"], _token(request))
+        return Response(status_code=204)
+
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, PrimiaError)
         return problems.response(error)
@@ -52,6 +58,7 @@ def create_listener(host: SessionHost, max_body_bytes: int) -> Starlette:
         routes=[
             Route("/sessions/{session}/offline", offline, methods=["PUT"]),
             Route("/sessions/{session}/steps/{number:int}", step, methods=["PUT"]),
+            Route("/sessions/{session}/touch", touch, methods=["POST"]),
             Route("/sessions/{session}", drop, methods=["DELETE"]),
         ],
         exception_handlers={PrimiaError: refused},
@@ -62,8 +69,9 @@ def _token(request: Request) -> str:
     return request.headers.get(SESSION_TOKEN_HEADER, "")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; raises TooLarge as soon as it is over the limit."""
+async def read_body(request: Request, limit: int, came: Came | None = None) -> bytes:
+    """The whole body; raises TooLarge as soon as it is over the limit. ``came`` is told of the
+    bytes so far with each piece."""
     parts = []
     size = 0
     async for part in request.stream():
@@ -71,6 +79,8 @@ async def read_body(request: Request, limit: int) -> bytes:
         if size > limit:
             raise TooLarge(f"The body is larger than the {limit} bytes that a step may have.")
         parts.append(part)
+        if came is not None:
+            await came(size)
     return b"".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -26,10 +27,11 @@ from services.model_owner.inference.serving import dealer
 log = get_logger(__name__)
 WORKER = "inference.worker"
 FOLDER = "sessions"
-# A session that is being prepared waits for this long for its half; an open one whose worker does
-# not renew it for this long is lost.
+# A session that is being prepared waits for this long for a worker, and for the next piece of its
+# half; an open one whose worker does not renew it for this long is lost.
 PREPARE_SECONDS = 600
 ALIVE_SECONDS = 60
+_RENEW_SECONDS = 10
 _WAIT_SECONDS = 25
 
 
@@ -102,12 +104,34 @@ def _fetch_half(ctx: Context, row: store.SessionRow, plan: Plan) -> Half:
     try:
         ctx.files.require(size)
         manifest = Manifest(p0=deal.own_sha256 or "", p1="", common=deal.common_sha256 or "")
-        fetch_half(client, row.deal, path, manifest, plan, row.batch, 0)
+        arrives = _Arriving(ctx, row.id).piece
+        fetch_half(client, row.deal, path, manifest, plan, row.batch, 0, arrives)
         half = Half.map(path, plan, row.batch, 0, bytes.fromhex(row.deal))
     finally:
         path.unlink(missing_ok=True)  # the map keeps the bytes; nothing is left after a crash
     client.request("POST", f"/deals/{row.deal}/received")
     return half
+
+
+class _Arriving:
+    """While its half arrives a session stays, however large the half: it is renewed now and then.
+    Of one that was ended meanwhile, the download is broken off."""
+
+    def __init__(self, ctx: Context, session_id: str) -> None:
+        self._ctx = ctx
+        self._id = session_id
+        self._renewed = time.monotonic()
+
+    def piece(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed < _RENEW_SECONDS:
+            return
+        self._renewed = now
+        with self._ctx.db.session() as session:
+            row = store.session_row(session, self._id, lock=True)
+            if row.state != SessionState.PREPARING.value:
+                raise UnexpectedMessage("The session was ended while it was prepared.")
+            row.alive_until = self._ctx.clock.after(PREPARE_SECONDS)
 
 
 def _check_deal(deal: Deal, row: store.SessionRow, plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from primia.chassis.peers import PeerClient
@@ -22,11 +22,20 @@ def fetch_half(
     plan: Plan,
     batch: int,
     party: int,
+    arrives: Callable[[], None] = lambda: None,
 ) -> None:
-    """The party's half as a file. Raises MalformedMessage where it is not the manifest's."""
+    """The party's half as a file. Raises MalformedMessage where it is not the manifest's.
+
+    ``arrives`` is called with every piece that comes; what it raises ends the download.
+    """
     digests = _Digests(part_size(plan, batch, PARTS[party]))
     size = half_size(plan, batch, party)
-    dealer.download(f"/deals/{deal_id}/half", target, size, digests.see)
+
+    def seen(start: int, piece: bytes | memoryview) -> None:
+        digests.see(start, piece)
+        arrives()
+
+    dealer.download(f"/deals/{deal_id}/half", target, size, seen)
     own = manifest.p0 if party == 0 else manifest.p1
     if not digests.are(size, own, manifest.common):
         # Damaged, or fetched in part by a process that is gone: the file itself decides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from itertools import count
 
@@ -18,7 +19,7 @@ from primia.mpc.client import Client, PreparedOpening
 from primia.mpc.compile import compile_model
 from primia.mpc.material import Half
 from primia.mpc.plan import Plan
-from services.model_owner.inference import models, serving, sessions
+from services.model_owner.inference import forward, models, serving, sessions
 from services.model_owner.inference import store as owner_store
 from services.model_owner.inference.worker import keep_once
 from services.model_owner.tables import Base
@@ -223,6 +224,57 @@ def test_idle_sessions_expire(grid, party):
     assert (found.state, found.reason) == ("failed", "no step came for too long")
     answer = party.put(session.id, "offline", client.offline())
     assert (answer.status_code, "too long" in answer.json()["detail"]) == (410, True)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_long_upload_is_not_idle_as_long_as_it_moves(grid, party, monkeypatch, moves):
+    session, client = party.open()
+    host = grid[OWNER].worker.extras[sessions.WORKER].host
+    monkeypatch.setattr(host, "_idle", 0.5)
+    monkeypatch.setattr(forward, "_TOUCH_SECONDS", 0.1)
+    monkeypatch.setattr(forward, "_TOUCH_BYTES", 100)
+    body = client.offline()
+
+    def pieces():
+        size = len(body) // 8
+        yield body[:size]
+        for at in range(size, len(body), size):
+            time.sleep(0.15 if moves else 0)
+            host.sweep()
+            yield body[at : at + size]
+        if not moves:
+            time.sleep(0.8)
+            host.sweep()
+
+    answer = party.put(session.id, "offline", pieces())
+    assert answer.status_code == (200 if moves else 410)
+
+
+def test_a_session_stays_as_long_as_its_half_arrives(grid, party, monkeypatch):
+    monkeypatch.setattr(sessions, "_RENEW_SECONDS", 0)
+    renewed = []
+    after = grid[OWNER].worker.clock.after
+    monkeypatch.setattr(
+        grid[OWNER].worker.clock, "after", lambda each: renewed.append(each) or after(each)
+    )
+    party.open()
+    assert sessions.PREPARE_SECONDS in renewed
+
+
+def test_the_download_for_a_session_that_was_ended_is_broken_off(grid, party, monkeypatch):
+    monkeypatch.setattr(sessions, "_RENEW_SECONDS", 0)
+    piece, ended = sessions._Arriving.piece, []
+
+    def end_first(arriving):
+        sessions.broke(grid[OWNER].worker, arriving._id, "the data node ended it")
+        ended.append(arriving._id)
+        piece(arriving)
+
+    monkeypatch.setattr(sessions._Arriving, "piece", end_first)
+    found = party.ready(party.ask(party.deal().id).json()["id"])
+    assert (found.state, found.reason) == ("failed", "the data node ended it")
+    wait_until(lambda: grid[OWNER].jobs.ended[-1:] == ["inference.burn"])
+    assert len(ended) == 1
 
 
 def test_rows_whose_worker_is_gone_end(grid, party):

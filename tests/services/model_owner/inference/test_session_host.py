@@ -171,6 +171,16 @@ def test_idle_sessions_end_and_busy_ones_stay(held):
         held.send(0, b"")
 
 
+def test_a_session_whose_step_is_on_its_way_is_not_idle(held):
+    for held.now in (8, 16, 24):
+        held.host.touch(ID, held.token)
+        assert held.host.sweep() == [ID]
+    with pytest.raises(Forbidden):
+        held.host.touch(ID, "another")
+    held.now = 35
+    assert held.host.sweep() == []
+
+
 def test_a_done_session_expires_silently(held):
     number, body, _ = held.run()[-1]
     assert held.host.sweep() == []  # it needs no renewing
@@ -266,6 +276,11 @@ def test_steps_over_the_internal_listener(held, listener):
         assert first.content == again.content
         large = http.put(f"{base}/steps/0", content=bytes(10_001), headers=headers)
         assert large.status_code == 413
+        held.now = 5
+        assert http.post(f"{base}/touch", headers=headers).status_code == 204
+        assert http.post(f"{base}/touch").status_code == 403
+        held.now = 14
+        assert held.host.sweep() == [ID]
         unknown = f"{listener.url}/sessions/{'0' * 32}"
         assert http.delete(unknown, headers=headers).status_code == 404
         assert http.delete(base, headers=headers).status_code == 204
