@@ -11,7 +11,7 @@ from primia.errors import MalformedMessage
 from primia.messages.inference import Accuracy, ServedModel, ServedPlan
 from primia.messages.inference import FixedProtocol as Protocol
 from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
-from services.data_node.inference import prefetch
+from services.data_node.inference import kept
 from services.data_node.inference.served import dealer, owner, public_plan
 
 _CACHE = "inference.network"
@@ -40,9 +40,9 @@ def decide(
     found: list[Choice] = []
     for model, wanted in served:
         plan = public_plan(ctx, model, wanted)
-        kept = prefetch.holds(ctx, wanted.plan, batch)
+        held = kept.holds(ctx, wanted.plan, batch)
         if accuracy == "calibrated" or wanted.accuracy == "exact":
-            seconds = fss_seconds(plan, batch, network, kept=kept)
+            seconds = fss_seconds(plan, batch, network, kept=held)
             found.append(Choice(model, wanted, "fss", seconds))
         if wanted.accuracy == "exact":
             seconds = securenn_seconds(plan, batch, network)

@@ -26,7 +26,7 @@ from primia.mpc.client import Client
 from primia.mpc.frames import offline_size, request_size, response_size
 from primia.mpc.material import Half, half_size
 from primia.mpc.plan import Plan
-from services.data_node.inference import material, prefetch, served, store
+from services.data_node.inference import kept, material, served, store
 from services.data_node.inference.patience import patiently
 
 _WAIT_SECONDS = 10
@@ -109,10 +109,10 @@ def _material(
     ctx: Context, wanted: ServedPlan, plan: Plan, batch: int, report: Report
 ) -> tuple[Session, Half]:
     """A session and this node's half: of a prefetched deal, or of a new one."""
-    kept = prefetch.take(ctx, wanted.plan, plan, batch)
-    if kept is not None:
-        report.opened(kept.deal, None)
-        return _ask_session(ctx, wanted, kept.deal, batch, report), kept.half
+    ahead = kept.take(ctx, wanted.plan, plan, batch)
+    if ahead is not None:
+        report.opened(ahead.deal, None)
+        return _ask_session(ctx, wanted, ahead.deal, batch, report), ahead.half
     deal = material.reserve(ctx, wanted, batch, report.go_on, waits=report.waits)
     report.opened(deal.id, None)
     deal = material.until_reserved(ctx, deal, report.go_on)

@@ -17,7 +17,7 @@ from primia.chassis.peers import PeerClient
 from primia.chassis.telemetry import get_logger
 from primia.errors import LocalError, PeerError, PeerUnavailable, PrimiaError
 from primia.messages.inference import Cost, InferenceResult
-from services.data_node.inference import material, prefetch, served, store, streamed
+from services.data_node.inference import kept, material, prefetch, served, store, streamed
 from services.data_node.inference.domain import (
     MAX_ATTEMPTS,
     State,
@@ -259,7 +259,7 @@ def tidy(ctx: Context) -> None:
     ctx.files.remove_stale(material.FOLDER, _STALE_SECONDS)
     ctx.files.remove_stale(served.FOLDER, _STALE_SECONDS, ".partial")
     ctx.files.remove_stale(served.FOLDER, _UNUSED_SECONDS)
-    prefetch.tidy(ctx, _STALE_SECONDS)
+    kept.tidy(ctx, _STALE_SECONDS)
 
 
 TASKS: Mapping[str, Task] = MappingProxyType({RUN: run, BURN: burn, prefetch.FETCH: prefetch.fetch})

@@ -12,7 +12,7 @@ from primia.chassis import migrate
 from primia.errors import Conflict, MalformedMessage, NotFound, PeerUnavailable
 from primia.messages.common import ModelCard
 from primia.messages.inference import ServedModel, ServedPlan
-from services.data_node.inference import prefetch, store, upload
+from services.data_node.inference import kept, store, upload
 from services.data_node.inference.domain import (
     State,
     choose,
@@ -133,7 +133,7 @@ def db(node):
 
 
 def test_the_migrated_schema_is_the_tables(db):
-    own = ("inferences", "inference_events", prefetch.PrefetchedDeal.__tablename__)
+    own = ("inferences", "inference_events", kept.PrefetchedDeal.__tablename__)
     with db.engine.connect() as connection:
         drifted = migrate.drift(connection, Base.metadata)
     assert [each for each in drifted if any(name in repr(each) for name in own)] == []

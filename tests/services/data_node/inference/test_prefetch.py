@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 import time
 from datetime import timedelta
 
 import pytest
 
-from services.data_node.inference import prefetch, tasks
+from primia.errors import PeerUnavailable, Unavailable
+from primia.messages.inference import ServedModel
+from services.data_node.inference import kept, material, prefetch, tasks
 from tests.support.contexts import Cast
 from tests.support.encrypted import DEALER, NODE, OWNER, network, picture
 from tests.support.servers import wait_until
@@ -26,7 +30,7 @@ def grid(tmp_path_factory, broker_url):
 def full(grid):
     """Two deals are kept."""
     prefetch.refill(grid[NODE].worker)
-    wait_until(lambda: prefetch.counts(grid[NODE].worker).get("kept") == 2, what="the prefetch")
+    wait_until(lambda: kept.counts(grid[NODE].worker).get("kept") == 2, what="the prefetch")
     return grid
 
 
@@ -36,20 +40,20 @@ def kept_files(grid):
 
 def test_kept_deals_are_used_once_and_replaced(full):
     before = set(full.deals())
-    taken = prefetch.counts(full[NODE].worker).get("taken", 0)
+    taken = kept.counts(full[NODE].worker).get("taken", 0)
     status, _ = full.classify(picture(1))
     assert status["attempts"] == 1
     assert set(full.deals()) == before  # nothing was dealt for it
-    assert prefetch.counts(full[NODE].worker)["taken"] == taken + 1
+    assert kept.counts(full[NODE].worker)["taken"] == taken + 1
     assert len(kept_files(full)) == 1
     prefetch.refill(full[NODE].worker)
-    wait_until(lambda: prefetch.counts(full[NODE].worker).get("kept") == 2)
+    wait_until(lambda: kept.counts(full[NODE].worker).get("kept") == 2)
 
 
 def test_another_batch_is_dealt_on_demand(full):
-    before = prefetch.counts(full[NODE].worker)["kept"]
+    before = kept.counts(full[NODE].worker)["kept"]
     full.classify(picture(1), picture(2))
-    assert prefetch.counts(full[NODE].worker)["kept"] == before
+    assert kept.counts(full[NODE].worker)["kept"] == before
 
 
 def test_a_half_that_is_gone_is_burned_and_another_taken(full):
@@ -66,16 +70,16 @@ def test_a_broken_download_leaves_no_deal_behind(grid, monkeypatch):
     time.sleep(0.5)
 
     def away(*_):
-        raise prefetch.Unavailable("The disk is gone.")
+        raise Unavailable("The disk is gone.")
 
     worker = grid[NODE].worker
     for _ in range(3):
-        prefetch.take(worker, _plan(grid), grid.compiled(_plan(grid)).plan, 1)
+        kept.take(worker, _plan(grid), grid.compiled(_plan(grid)).plan, 1)
     known = set(grid.deals())
     with monkeypatch.context() as patch:
-        patch.setattr(prefetch.material, "download", away)
+        patch.setattr(material, "download", away)
         prefetch.refill(worker)
-        wait_until(lambda: prefetch.counts(worker).get("fetching", 0) == 0)
+        wait_until(lambda: not set(kept.counts(worker)) & set(kept.UNDER_WAY))
     new = lambda: {state for deal, state in grid.deals().items() if deal not in known}  # noqa: E731
     wait_until(lambda: new() == {"spent"}, what="the burning")
     assert kept_files(grid) == []
@@ -84,18 +88,18 @@ def test_a_broken_download_leaves_no_deal_behind(grid, monkeypatch):
 def test_what_a_killed_worker_left_is_removed_and_kept_halves_are_not(full):
     worker = full[NODE].worker
     long_ago = time.time() - 7 * 3600
-    kept = kept_files(full)
+    halves = kept_files(full)
     places = (("halves", "a"), ("prefetched", "0" * 32), ("openings", "b.partial"))
     left = [worker.files.path(*place) for place in places]
     opening = worker.files.path("openings", "c")
     for path in (*left, opening):
         path.write_bytes(b"half")
-    for path in (*left, opening, *kept):
+    for path in (*left, opening, *halves):
         os.utime(path, (long_ago, long_ago))
     tasks.tidy(worker)
     assert not any(path.exists() for path in left)
     assert opening.exists()
-    assert sorted(kept_files(full)) == sorted(kept)
+    assert sorted(kept_files(full)) == sorted(halves)
     status, _ = full.classify(picture(1))
     assert status["attempts"] == 1
 
@@ -109,8 +113,8 @@ def test_what_is_about_to_expire_is_burned(full, monkeypatch):
     later = worker.clock.now() + timedelta(seconds=3500)
     with monkeypatch.context() as patch:
         patch.setattr(worker.clock, "now", lambda: later)
-        prefetch._drop_old(worker)
-    assert prefetch.counts(worker).get("kept", 0) == 0
+        kept.drop_old(worker)
+    assert kept.counts(worker).get("kept", 0) == 0
     assert kept_files(full) == []
 
 
@@ -120,17 +124,95 @@ def test_a_fetch_that_died_is_dropped_with_its_deal(grid):
     prefetch.refill(worker)
     grid[NODE].jobs.held.clear()
     with worker.db.session() as session:
-        row = session.query(prefetch.PrefetchedDeal).filter_by(state="fetching").first()
-        wanted = prefetch.ServedModel.model_validate_json(row.served).plans[0]
-        row.deal = prefetch.material.reserve(worker, wanted, 1, lambda: None).id
+        row = session.query(kept.PrefetchedDeal).filter_by(state="fetching").first()
+        wanted = ServedModel.model_validate_json(row.served).plans[0]
+        row.deal = material.reserve(worker, wanted, 1, lambda: None).id
     prefetch.fetch(worker, row.id)
     assert grid.deals()[row.deal] == "spent"
     with worker.db.reading() as session:
-        assert session.get_one(prefetch.PrefetchedDeal, row.id).state == "dropped"
+        assert session.get_one(kept.PrefetchedDeal, row.id).state == "dropped"
 
 
 def test_nothing_is_kept_where_it_is_not_wanted(grid):
     ctx = grid["node-b"].worker
     prefetch.refill(ctx)
-    assert prefetch.counts(ctx) == {}
+    assert kept.counts(ctx) == {}
     assert grid.call("GET", DEALER, f"/plans/{_plan(grid)}", who=OWNER).status_code == 200
+
+
+def rows(grid):
+    with grid[NODE].worker.db.reading() as session:
+        return session.query(kept.PrefetchedDeal).all()
+
+
+@pytest.fixture
+def empty(grid):
+    """Nothing is kept, and nothing under way."""
+    worker = grid[NODE].worker
+    wait_until(lambda: not set(kept.counts(worker)) & set(kept.UNDER_WAY), what="the fetching")
+    for row in rows(grid):
+        kept.drop(worker, row.id)
+    yield grid
+    grid[NODE].jobs.held.clear()
+    wait_until(lambda: not set(kept.counts(worker)) & set(kept.UNDER_WAY), what="the fetching")
+
+
+def test_a_busy_dealer_is_asked_once_and_later_and_later(empty, monkeypatch):
+    worker, asked = empty[NODE].worker, []
+
+    def busy(*_, **__):
+        asked.append(worker.clock.now())
+        raise PeerUnavailable("crypto-provider has 8 deals open already.", status_of_peer=503)
+
+    known = len(rows(empty))
+    now = worker.clock.now()
+    with monkeypatch.context() as patch:
+        patch.setattr(material, "reserve", busy)
+        patch.setattr(worker.clock, "now", lambda: now)
+        for _ in range(30):  # ten minutes of sweeps
+            prefetch.refill(worker)
+            wait_until(lambda: not any(row.lease_owner for row in rows(empty)))
+            time.sleep(0.02)
+            now += timedelta(seconds=20)
+    assert len(rows(empty)) == known + 1
+    pauses = [(b - a).total_seconds() for a, b in itertools.pairwise(asked)]
+    assert pauses == [20, 40, 80, 160]
+    kept.drop(worker, next(row.id for row in rows(empty) if row.state == "fetching"))
+    assert len(rows(empty)) == known
+
+
+def test_waiting_for_a_deal_holds_no_thread(empty):
+    """The dealer's worker does not deal: the node looks again and again, in tasks of their own."""
+    node, dealer = empty[NODE], empty[DEALER]
+    dealer.jobs.held.add("material.deal")
+    before = node.jobs.ended.count(prefetch.FETCH)
+    prefetch.refill(node.worker)
+    wait_until(lambda: node.jobs.ended.count(prefetch.FETCH) >= before + 5)
+    assert kept.counts(node.worker)["dealing"] == 1
+    dealer.jobs.held.clear()
+    dealer.jobs.sweep()
+    wait_until(lambda: kept.counts(node.worker).get("kept") == 2, what="the prefetch")
+
+
+def test_one_download_at_a_time(empty):
+    node = empty[NODE]
+    lock = node.worker.extras.setdefault(prefetch._DOWNLOADING, threading.Lock())
+    with lock:
+        prefetch.refill(node.worker)
+        wait_until(lambda: kept.counts(node.worker).get("dealing") == 1)
+        before = node.jobs.ended.count(prefetch.FETCH)
+        wait_until(lambda: node.jobs.ended.count(prefetch.FETCH) >= before + 3)
+        assert kept.counts(node.worker)["dealing"] == 1
+    wait_until(lambda: kept.counts(node.worker).get("kept") == 2, what="the prefetch")
+
+
+def test_what_has_ended_is_forgotten(full, monkeypatch):
+    worker = full[NODE].worker
+    for row in rows(full):
+        kept.drop(worker, row.id)
+    assert set(kept.counts(worker)) <= {"taken", "dropped"}
+    later = worker.clock.now() + timedelta(seconds=3 * 3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.clock, "now", lambda: later)
+        kept.drop_old(worker)
+    assert rows(full) == []

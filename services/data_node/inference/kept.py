@@ -1,0 +1,181 @@
+"""Deals kept ahead of any image: their rows, and who takes them.
+
+A row a deal: ``fetching`` until one is reserved, ``dealing`` while it is made, ``fetching`` while
+its half comes, ``kept``, then ``taken`` in the transaction that hands it to an inference, or
+``dropped``. What is about to expire is burned and replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Index, Select, String, delete, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from primia.chassis.context import Context
+from primia.chassis.db import UtcDateTime
+from primia.chassis.leases import LeaseMixin
+from primia.chassis.telemetry import get_logger
+from primia.errors import PrimiaError
+from primia.mpc.material import Half
+from primia.mpc.plan import Plan
+from services.data_node.inference.served import dealer
+from services.data_node.tables import Base
+
+log = get_logger(__name__)
+FOLDER = "prefetched"
+FETCHING, DEALING, KEPT, TAKEN, DROPPED = "fetching", "dealing", "kept", "taken", "dropped"
+UNDER_WAY = (FETCHING, DEALING)
+OPEN = (*UNDER_WAY, KEPT)
+# An inference that takes a deal needs this long before both halves are handed out.
+_MARGIN = timedelta(minutes=5)
+# A row that has ended tells for so long what became of its deal.
+_FORGOTTEN = timedelta(hours=1)
+
+
+class PrefetchedDeal(LeaseMixin, Base):
+    """``served``: the plan's public card as JSON text; ``again``: when to ask for a deal once
+    more."""
+
+    __tablename__ = "prefetched_deals"
+    __table_args__ = (Index("ix_prefetched_deals_plan", "plan", "batch", "state"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    plan: Mapped[str] = mapped_column(String(32))
+    batch: Mapped[int]
+    served: Mapped[str]
+    deal: Mapped[str | None] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(8))
+    expires: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    again: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The deal's identifier and this node's half of it."""
+
+    deal: str
+    half: Half
+
+
+def half_path(ctx: Context, row_id: str) -> Path:
+    return ctx.files.path(FOLDER, row_id)
+
+
+def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
+    """A kept deal and this node's half, or None; marked as taken before it is read."""
+    with ctx.db.session() as session:
+        row = session.scalars(
+            _takeable(ctx, plan_id, batch).with_for_update(skip_locked=True)
+        ).first()
+        if row is None:
+            return None
+        row.state = TAKEN
+        deal_id = row.deal or ""
+    path = half_path(ctx, row.id)
+    try:
+        return Kept(deal_id, Half.map(path, plan, batch, 1, bytes.fromhex(deal_id)))
+    except (OSError, PrimiaError) as error:
+        log.warning("a prefetched half is unusable", deal=deal_id, error=type(error).__name__)
+        burn(ctx, deal_id)
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
+    """The kept deal that expires first, but not too soon for an inference."""
+    return (
+        select(PrefetchedDeal)
+        .where(
+            PrefetchedDeal.plan == plan_id,
+            PrefetchedDeal.batch == batch,
+            PrefetchedDeal.state == KEPT,
+            PrefetchedDeal.expires > ctx.clock.now() + _MARGIN,
+        )
+        .order_by(PrefetchedDeal.expires)
+        .limit(1)
+    )
+
+
+def holds(ctx: Context, plan_id: str, batch: int) -> bool:
+    """Whether ``take`` would find a deal for this plan and batch."""
+    with ctx.db.reading() as session:
+        return session.scalars(_takeable(ctx, plan_id, batch)).first() is not None
+
+
+def open_rows(session: Session, plan: str, batch: int) -> Sequence[PrefetchedDeal]:
+    query = select(PrefetchedDeal).where(
+        PrefetchedDeal.plan == plan,
+        PrefetchedDeal.batch == batch,
+        PrefetchedDeal.state.in_(OPEN),
+    )
+    return session.scalars(query.with_for_update()).all()
+
+
+def due(session: Session, now: datetime, limit: int = 100) -> Sequence[str]:
+    """Deals under way that are to be looked at now."""
+    wanted = PrefetchedDeal.again.is_(None) | (PrefetchedDeal.again <= now)
+    query = select(PrefetchedDeal.id).where(PrefetchedDeal.state.in_(UNDER_WAY), wanted)
+    return session.scalars(query.limit(limit)).all()
+
+
+def drop_old(ctx: Context) -> None:
+    """Burn what is about to expire, and forget what has ended long ago."""
+    now = ctx.clock.now()
+    with ctx.db.reading() as session:
+        old = session.scalars(
+            select(PrefetchedDeal.id).where(
+                PrefetchedDeal.state.in_(OPEN), PrefetchedDeal.expires <= now + _MARGIN
+            )
+        ).all()
+    for row_id in old:
+        drop(ctx, row_id)
+    with ctx.db.session() as session:
+        session.execute(
+            delete(PrefetchedDeal).where(
+                PrefetchedDeal.state.in_((TAKEN, DROPPED)),
+                PrefetchedDeal.expires < now - _FORGOTTEN,
+            )
+        )
+
+
+def drop(ctx: Context, row_id: str) -> None:
+    """Burn a deal that nobody has taken. Of a row that never had one nothing is left."""
+    with ctx.db.session() as session:
+        row = session.get(PrefetchedDeal, row_id, with_for_update=True)
+        if row is None or row.state not in OPEN:
+            return
+        deal = row.deal
+        row.state, row.expires = DROPPED, row.expires or ctx.clock.now()
+        if deal is None:
+            session.delete(row)
+    half_path(ctx, row_id).unlink(missing_ok=True)
+    if deal is not None:
+        burn(ctx, deal)
+
+
+def burn(ctx: Context, deal_id: str) -> None:
+    try:
+        dealer(ctx).delete(f"/deals/{deal_id}")
+    except PrimiaError as error:
+        log.warning("a deal was not burned", deal=deal_id, detail=error.detail)
+
+
+def tidy(ctx: Context, seconds: float) -> None:
+    """Remove old halves of rows that neither keep nor fetch one."""
+    with ctx.db.reading() as session:
+        keep = set(session.scalars(select(PrefetchedDeal.id).where(PrefetchedDeal.state.in_(OPEN))))
+    ctx.files.remove_stale(FOLDER, seconds, keep=keep)
+
+
+def counts(ctx: Context) -> dict[str, int]:
+    """State -> number of rows."""
+    with ctx.db.reading() as session:
+        rows = session.execute(
+            select(PrefetchedDeal.state, func.count()).group_by(PrefetchedDeal.state)
+        )
+        return {row[0]: row[1] for row in rows}
