@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -29,7 +28,7 @@ from primia.messages.inference import (
 from primia.mpc.plan import Plan
 from primia.prg import Seed
 from services.crypto_provider.material import downloads, store
-from services.crypto_provider.material.domain import Sizes, affordable
+from services.crypto_provider.material.domain import Sizes, affordable, check_fits
 from services.crypto_provider.material.tasks import MASK_PURPOSE, refill_plan
 
 router = APIRouter(tags=["material"])
@@ -172,34 +171,47 @@ def _reserve(ctx: Context, wanted: DealRequest, node: str) -> store.DealRow:
                 "The plan that is registered here is another one, or was withdrawn.",
                 hint="Fetch the plan from the model owner again.",
             )
-        if store.open_deals(session, node) >= ctx.settings.max_open_deals:
-            raise Unavailable(
-                f"{node} has {ctx.settings.max_open_deals} deals open already.",
-                hint="Use or burn them first.",
-                retry_after=5,
-            )
+        _check_quota(ctx, session, node, wanted.ahead)
         expires = ctx.clock.after(ctx.settings.deal_expiry_seconds)
-        taken = store.claim(session, plan_row.id, wanted.batch, node, expires)
-        return taken or _promise(ctx, session, plan_row, wanted.batch, node, expires)
+        taker = store.Taker(node, expires, wanted.ahead)
+        taken = store.claim(session, plan_row.id, wanted.batch, taker)
+        return taken or _promise(ctx, session, plan_row, wanted.batch, taker)
+
+
+def _check_quota(ctx: Context, session: Session, node: str, ahead: bool) -> None:
+    """What a node keeps ahead never counts against its images."""
+    settings = ctx.settings
+    most = settings.max_kept_deals if ahead else settings.max_open_deals
+    if store.open_deals(session, node, ahead) < most:
+        return
+    if ahead:
+        raise Unavailable(
+            f"{node} keeps {most} deals ahead already, as many as it may.",
+            hint="Lower PRIMIA_PREFETCH there, or have PRIMIA_MAX_KEPT_DEALS raised here. Images "
+            "that wait still get their deals.",
+            retry_after=60,
+        )
+    raise Unavailable(
+        f"{node} has {most} deals open already.",
+        hint="Use or burn them first, or have PRIMIA_MAX_OPEN_DEALS raised here.",
+        retry_after=5,
+    )
 
 
 def _promise(
-    ctx: Context,
-    session: Session,
-    plan_row: store.PlanRow,
-    batch: int,
-    node: str,
-    expires: datetime,
+    ctx: Context, session: Session, plan_row: store.PlanRow, batch: int, taker: store.Taker
 ) -> store.DealRow:
     sizes = Sizes.of(Plan.parse(plan_row.document.encode()), batch)
-    held = store.held_bytes(session)
-    if not affordable(1, sizes.disk, held, ctx.settings.max_stock_bytes, ctx.files.free_bytes()):
+    cap, share = ctx.settings.max_stock_bytes, ctx.settings.ahead_share if taker.ahead else 1
+    check_fits(sizes.disk, int(share * cap))
+    held, free = store.held_bytes(session), ctx.files.free_bytes()
+    if not affordable(1, sizes.disk, held, cap, free, share):
         raise Unavailable(
             "There is no room for another deal at present.",
             hint="Try again later; unused deals expire.",
             retry_after=30,
         )
-    row = store.new_deal(session, plan_row, batch, sizes, ctx.clock.now(), node, expires)
+    row = store.new_deal(session, plan_row, batch, sizes, ctx.clock.now(), taker)
     ctx.jobs.enqueue_after(session, "material.deal", row.id)
     return row
 

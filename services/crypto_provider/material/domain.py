@@ -138,7 +138,28 @@ def missing_stock(stock: int, ready: int, making: int) -> int:
     return max(0, stock - ready - making)
 
 
-def affordable(wanted: int, deal_bytes: int, held_bytes: int, cap: int, free_bytes: int) -> int:
-    """How many of ``wanted`` deals fit under the cap on bytes held and in the free disk space."""
-    room = min(cap - held_bytes, free_bytes)
+def affordable(
+    wanted: int,
+    deal_bytes: int,
+    held_bytes: int,
+    cap: int,
+    free_bytes: int,
+    share: float = 1,
+) -> int:
+    """How many of ``wanted`` deals fit under the cap on bytes held and in the free disk space.
+
+    ``share``: of both together that may be taken; what is made ahead leaves the rest to images
+    that wait.
+    """
+    room = int(share * min(cap, held_bytes + free_bytes)) - held_bytes
     return max(0, min(wanted, room // max(1, deal_bytes)))
+
+
+def check_fits(deal_bytes: int, cap: int) -> None:
+    """Raises InvalidInput for a deal that will never fit."""
+    if deal_bytes > cap:
+        raise InvalidInput(
+            f"The deal would take {deal_bytes / 1e9:.2f} GB; this crypto provider holds "
+            f"{cap / 1e9:.2f} GB at most.",
+            hint="Ask for fewer images at a time, or have PRIMIA_MAX_STOCK_BYTES raised there.",
+        )

@@ -7,6 +7,7 @@ write lock), so of two takers of one deal the second sees it taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     func,
+    or_,
     select,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -58,9 +60,9 @@ class PlanRow(Base):
 
 
 class DealRow(LeaseMixin, Base):
-    """One deal. ``bytesP``: of party P's half; ``size_bytes``: of the three parts on the disk.
-    ``startP``: where the latest download of party P's half began; ``receivedP``: that party has
-    confirmed its half."""
+    """One deal. ``ahead``: its node keeps it for later. ``bytesP``: of party P's half;
+    ``size_bytes``: of the three parts on the disk. ``startP``: where the latest download of party
+    P's half began; ``receivedP``: that party has confirmed its half."""
 
     __tablename__ = "deals"
     __table_args__ = (
@@ -73,6 +75,7 @@ class DealRow(LeaseMixin, Base):
     owner: Mapped[str] = mapped_column(String(64))
     node: Mapped[str | None] = mapped_column(String(64))
     batch: Mapped[int]
+    ahead: Mapped[bool] = mapped_column(default=False)
     state: Mapped[str] = mapped_column(String(16))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     bytes0: Mapped[int] = mapped_column(BigInteger)
@@ -150,10 +153,12 @@ def stock_counts(session: Session, plan_id: str, batch: int) -> tuple[int, int]:
     return counted.get(DealState.READY.value, 0), counted.get(DealState.MAKING.value, 0)
 
 
-def open_deals(session: Session, node: str) -> int:
-    """Deals that this node has been promised and has not used up."""
+def open_deals(session: Session, node: str, ahead: bool) -> int:
+    """Deals that this node has been promised and has not used up: for images, or ahead of them."""
     states = (DealState.PROMISED.value, DealState.RESERVED.value)
-    query = select(func.count()).where(DealRow.node == node, DealRow.state.in_(states))
+    query = select(func.count()).where(
+        DealRow.node == node, DealRow.state.in_(states), DealRow.ahead.is_(ahead)
+    )
     return session.scalar(query) or 0
 
 
@@ -163,9 +168,16 @@ def held_bytes(session: Session) -> int:
     return int(session.scalar(query) or 0)
 
 
-def claim(
-    session: Session, plan_id: str, batch: int, node: str, expires: datetime
-) -> DealRow | None:
+@dataclass(frozen=True)
+class Taker:
+    """For whom a deal is; ``ahead``: no image waits for it."""
+
+    node: str
+    expires: datetime
+    ahead: bool = False
+
+
+def claim(session: Session, plan_id: str, batch: int, taker: Taker) -> DealRow | None:
     """Take a deal for this node from the stock: a ready one, else one that is being made."""
     for state in (DealState.READY, DealState.MAKING):
         row = session.scalars(
@@ -177,7 +189,7 @@ def claim(
         ).first()
         if row is not None:
             row.advance(Event.CLAIM)
-            row.node, row.expires = node, expires
+            row.node, row.expires, row.ahead = taker.node, taker.expires, taker.ahead
             return row
     return None
 
@@ -188,22 +200,22 @@ def new_deal(
     batch: int,
     sizes: Sizes,
     now: datetime,
-    node: str | None = None,
-    expires: datetime | None = None,
+    taker: Taker | None = None,
 ) -> DealRow:
     """A deal to be made: for the stock, or promised to a node."""
     row = DealRow(
         id=fresh_bytes(16).hex(),
         plan=plan_row.id,
         owner=plan_row.owner,
-        node=node,
+        node=taker.node if taker else None,
         batch=batch,
-        state=(DealState.MAKING if node is None else DealState.PROMISED).value,
+        ahead=taker.ahead if taker else False,
+        state=(DealState.PROMISED if taker else DealState.MAKING).value,
         size_bytes=sizes.disk,
         bytes0=sizes.half0,
         bytes1=sizes.half1,
         created=now,
-        expires=expires,
+        expires=taker.expires if taker else None,
     )
     session.add(row)
     session.flush()
@@ -240,8 +252,24 @@ def record_received(row: DealRow, party: int) -> None:
 
 
 def being_made(session: Session, limit: int = 200) -> Sequence[str]:
-    query = select(DealRow.id).where(DealRow.state.in_(_BEING_MADE)).order_by(DealRow.created)
-    return session.scalars(query.limit(limit)).all()
+    """What somebody waits for comes first."""
+    query = select(DealRow.id).where(DealRow.state.in_(_BEING_MADE))
+    order = DealRow.state != DealState.PROMISED.value, DealRow.ahead, DealRow.created
+    return session.scalars(query.order_by(*order).limit(limit)).all()
+
+
+def more_urgent(session: Session, than: DealRow, now: datetime) -> str | None:
+    """A deal that nobody makes yet and that goes before this one: images that wait go first, then
+    what nodes keep ahead, then the stock."""
+    if than.state == DealState.PROMISED.value and not than.ahead:
+        return None
+    query = select(DealRow.id).where(
+        DealRow.state == DealState.PROMISED.value,
+        or_(DealRow.lease_until.is_(None), DealRow.lease_until < now),
+    )
+    if than.state == DealState.PROMISED.value:
+        query = query.where(DealRow.ahead.is_(False))
+    return session.scalars(query.order_by(DealRow.ahead, DealRow.created).limit(1)).first()
 
 
 def expired(session: Session, now: datetime, limit: int = 200) -> Sequence[DealRow]:

@@ -30,6 +30,7 @@ from services.crypto_provider.material.domain import (
     affordable,
     missing_stock,
 )
+from services.crypto_provider.material.standing_back import StandingBack
 
 log = get_logger(__name__)
 FOLDER = "deals"
@@ -72,7 +73,8 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
     drafts = {part: part_path(ctx, f"{row.id}.{row.attempts}", part) for part in PARTS}
     try:
         generator = kernels.generator(ctx.settings.kernel, ctx.settings.threads)
-        manifest = _write(plan, row, mask, drafts, generator)
+        standing_back = StandingBack(generator, lambda: _make_more_urgent(ctx, row.id))
+        manifest = _write(plan, row, mask, drafts, standing_back)
         with ctx.db.session() as session:
             current = store.deal(session, row.id, lock=True)
             if current.state not in _BEING_MADE:  # burned or expired meanwhile
@@ -84,6 +86,20 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
     _count(ctx, "dealt")
+
+
+def _make_more_urgent(ctx: Context, deal_id: str) -> None:
+    """Make what goes before this deal, which is laid aside meanwhile; its lease is kept."""
+    while not ctx.jobs.stopping():
+        with ctx.db.reading() as session:
+            own = store.deal(session, deal_id)  # a node may have claimed it from the stock
+            urgent = store.more_urgent(session, own, ctx.clock.now())
+        if urgent is None:
+            return
+        try:
+            deal(ctx, urgent)
+        except Exception as error:  # noqa: BLE001 - that deal's failure is not this one's
+            log.warning("a deal broke", deal=urgent, error=type(error).__name__)
 
 
 def _write(
@@ -140,7 +156,7 @@ def refill(ctx: Context) -> None:
 
 def refill_plan(ctx: Context, plan_id: str) -> None:
     with ctx.db.session() as session:
-        row = store.plan(session, plan_id)
+        row = store.plan(session, plan_id, lock=True)  # else two would both see what is lacking
         ready, making = store.stock_counts(session, row.id, row.batch)
         wanted = missing_stock(row.stock, ready, making)
         if not row.active or not wanted:
@@ -152,6 +168,7 @@ def refill_plan(ctx: Context, plan_id: str) -> None:
             store.held_bytes(session),
             ctx.settings.max_stock_bytes,
             ctx.files.free_bytes(),
+            ctx.settings.ahead_share,
         )
         for _ in range(count):
             made = store.new_deal(session, row, row.batch, sizes, ctx.clock.now())

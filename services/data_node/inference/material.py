@@ -28,9 +28,10 @@ def reserve(
     go_on: Callable[[], None],
     patience: float = BUSY_SECONDS,
     waits: Callable[[str], None] = lambda _: None,
+    ahead: bool = False,
 ) -> Deal:
     """Ask for a deal; from the stock it is reserved at once, else it is being made."""
-    request = DealRequest(plan=wanted.plan, digest=wanted.digest, batch=batch)
+    request = DealRequest(plan=wanted.plan, digest=wanted.digest, batch=batch, ahead=ahead)
     answer = patiently(lambda: dealer(ctx).post("/deals", request), go_on, patience, waits)
     return dealer(ctx).parse(answer, Deal)
 

@@ -113,7 +113,7 @@ def _reserved(ctx: Context, model: ServedModel, row: PrefetchedDeal, attempt: in
     wanted = model.plans[0]
     try:
         ctx.files.require(half_size(prepared(ctx, model, wanted).plan, row.batch, 1))
-        deal = material.reserve(ctx, wanted, row.batch, lambda: None, patience=0)
+        deal = material.reserve(ctx, wanted, row.batch, lambda: None, patience=0, ahead=True)
     except PeerRefused:  # it is not served any more
         raise
     except PrimiaError as error:

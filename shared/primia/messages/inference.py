@@ -89,7 +89,10 @@ DealState = Literal["dealing", "reserved", "spent", "failed"]
 
 
 class DealRequest(Message):
-    """POST /deals. ``digest`` must be the digest of the plan that the node has verified."""
+    """POST /deals. ``digest`` must be the digest of the plan that the node has verified.
+
+    ``ahead``: no image waits for it. Such deals have a quota of their own, and stand back.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"plan": 16 * "c3", "digest": 32 * "5a", "batch": 4}]}
@@ -98,6 +101,7 @@ class DealRequest(Message):
     plan: Id
     digest: Digest
     batch: Batch = 1
+    ahead: bool = False
 
 
 class Deal(Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 
 import pytest
 
@@ -12,6 +13,8 @@ from primia.errors import NotFound, Spent
 from primia.messages.inference import Deal, DealRequest, PlanStatus
 from primia.mpc.material import Half, Manifest, half_size
 from services.crypto_provider.material import downloads, store, tasks
+from services.crypto_provider.material.domain import Sizes
+from services.crypto_provider.material.standing_back import StandingBack
 from services.crypto_provider.tables import Base
 from tests.services.crypto_provider.conftest import PLAN_ID, offer, small_plan
 
@@ -25,8 +28,9 @@ def register(speak, ctx, stock=0, batch=1, plan_id=PLAN_ID):
     return PlanStatus.model_validate_json(answer.content)
 
 
-def ask(speak, ctx, node="node-a", batch=1, digest=DIGEST, plan=PLAN_ID):
-    return speak(ctx, node)("POST", "/deals", DealRequest(plan=plan, digest=digest, batch=batch))
+def ask(speak, ctx, node="node-a", batch=1, digest=DIGEST, plan=PLAN_ID, ahead=False):
+    wanted = DealRequest(plan=plan, digest=digest, batch=batch, ahead=ahead)
+    return speak(ctx, node)("POST", "/deals", wanted)
 
 
 def make_all(ctx):
@@ -254,10 +258,49 @@ def test_a_node_has_a_bounded_number_of_open_deals(make_dealer, speak):
     assert ask(speak, ctx).status_code == 202
 
 
+def test_what_a_node_keeps_ahead_never_counts_against_its_images(dealer_of_few, speak):
+    register(speak, dealer_of_few)
+    for _ in range(3):
+        assert ask(speak, dealer_of_few, ahead=True).status_code == 202
+    refused = ask(speak, dealer_of_few, ahead=True)
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:primia:problem:unavailable")
+    assert "3 deals ahead" in refused.json()["detail"]
+    assert "PRIMIA_MAX_KEPT_DEALS" in refused.json()["hint"]
+    make_all(dealer_of_few)  # kept, reserved: they still count, among themselves
+    assert ask(speak, dealer_of_few, ahead=True).status_code == 503
+    assert [ask(speak, dealer_of_few).status_code for _ in range(3)] == [202, 202, 503]
+    assert ask(speak, dealer_of_few, node="node-b", ahead=True).status_code == 202
+
+
+@pytest.fixture
+def dealer_of_few(make_dealer):
+    return make_dealer(max_open_deals=2, max_kept_deals=3)
+
+
 def test_no_room_no_deal(make_dealer, speak):
-    ctx = make_dealer(max_stock_bytes=10)
-    assert register(speak, ctx, stock=3).dealing == 0
-    assert ask(speak, ctx).status_code == 503
+    size = Sizes.of(PLAN, 1).disk
+    ctx = make_dealer(max_stock_bytes=size)
+    assert register(speak, ctx, stock=3).dealing == 0  # three quarters of the room are too few
+    assert ask(speak, ctx).status_code == 202
+    refused = ask(speak, ctx)
+    assert (refused.status_code, "no room" in refused.json()["detail"]) == (503, True)
+
+
+def test_stock_and_kept_deals_leave_room_for_images_that_wait(make_dealer, speak):
+    ctx = make_dealer(max_stock_bytes=4 * Sizes.of(PLAN, 1).disk)
+    assert register(speak, ctx, stock=9).dealing == 3
+    assert ask(speak, ctx).status_code == 202  # claimed from the stock, which is not refilled
+    assert [ask(speak, ctx, ahead=True).status_code for _ in range(3)] == [202, 202, 503]
+    assert [ask(speak, ctx).status_code for _ in range(2)] == [202, 503]
+
+
+@pytest.mark.parametrize(("deals", "ahead"), [(0.9, False), (1.1, True)])
+def test_a_deal_that_will_never_fit_is_refused_for_good(make_dealer, speak, deals, ahead):
+    ctx = make_dealer(max_stock_bytes=int(deals * Sizes.of(PLAN, 1).disk))
+    register(speak, ctx)
+    refused = ask(speak, ctx, ahead=ahead)
+    assert refused.status_code == 422
+    assert "PRIMIA_MAX_STOCK_BYTES" in refused.json()["hint"]
 
 
 def test_two_takers_of_one_deal(dealer, speak):
@@ -399,6 +442,106 @@ def test_the_stock_does_not_expire(dealer, speak):
     dealer.clock.passed = timedelta(days=30)
     tasks.clear(dealer)
     assert ask(speak, dealer).json()["state"] == "reserved"
+
+
+# -- who goes first ---------------------------------------------------------------------------
+
+
+def test_stock_stands_back_for_kept_deals_and_these_for_images(dealer, speak, monkeypatch):
+    """All asked for in the wrong order, and only the stock's message arrives."""
+    register(speak, dealer, stock=1)
+    with dealer.db.reading() as session:
+        (stock,) = store.being_made(session)
+    kept = ask(speak, dealer, node="node-b", batch=2, ahead=True).json()["id"]
+    waits = ask(speak, dealer, batch=2).json()["id"]
+    with dealer.db.reading() as session:
+        assert store.being_made(session) == [waits, kept, stock]
+    made = []
+    monkeypatch.setattr(tasks, "_count", lambda _ctx, _outcome: made.append(states()))
+
+    def states():
+        return [state(dealer, deal) for deal in (waits, kept, stock)]
+
+    tasks.deal(dealer, stock)
+    assert made == [
+        ["reserved", "promised", "making"],
+        ["reserved", "reserved", "making"],
+        ["reserved", "reserved", "ready"],
+    ]
+
+
+def test_a_stock_that_is_being_made_is_laid_aside(dealer, speak, monkeypatch):
+    """An image that comes in the middle of a stock deal waits for a block of it, not for all."""
+    register(speak, dealer, stock=1)
+    with dealer.db.reading() as session:
+        (stock,) = store.being_made(session)
+    monkeypatch.setattr(tasks, "StandingBack", lambda *given: StandingBack(*given, seconds=0))
+    reached, asked = [], []
+    monkeypatch.setattr(tasks, "_make_more_urgent", lambda *_: reached.append(1))
+    tasks.deal(dealer, stock)
+    assert len(reached) > 1  # looked up before each block
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks, "StandingBack", lambda *given: StandingBack(*given, seconds=0))
+    look_up, seen = tasks._make_more_urgent, []
+
+    def ask_late(ctx, deal_id):
+        if deal_id == later:
+            seen.append(state(ctx, later))
+        if len(seen) == 2 and not asked:
+            asked.append(ask(speak, ctx, batch=2).json()["id"])
+        look_up(ctx, deal_id)
+
+    register(speak, dealer, stock=2)
+    with dealer.db.reading() as session:
+        (later,) = store.being_made(session)
+    monkeypatch.setattr(tasks, "_make_more_urgent", ask_late)
+    tasks.deal(dealer, later)
+    assert seen[:2] == ["making", "making"]
+    assert [state(dealer, deal) for deal in (*asked, later)] == ["reserved", "ready"]
+
+
+def test_a_deal_that_breaks_does_not_break_the_one_that_stands_back(dealer, speak, monkeypatch):
+    register(speak, dealer, stock=1)
+    with dealer.db.reading() as session:
+        (stock,) = store.being_made(session)
+    waits = ask(speak, dealer, batch=2).json()["id"]
+    write = tasks._write
+
+    def broken(plan, row, *others):
+        if row.id == waits:
+            raise RuntimeError("this one alone")
+        return write(plan, row, *others)
+
+    monkeypatch.setattr(tasks, "_write", broken)
+    tasks.deal(dealer, stock)
+    assert (state(dealer, stock), state(dealer, waits)) == ("ready", "failed")
+
+
+def test_two_refills_at_once_deal_no_more_than_one(dealer, speak, monkeypatch):
+    """The route and the sweep both see what the stock lacks; one of them fills it."""
+    register(speak, dealer)
+    with dealer.db.session() as session:
+        store.plan(session, PLAN_ID).stock = 2
+    counts, started = store.stock_counts, threading.Barrier(2)
+
+    def slowly(*given):
+        found = counts(*given)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(store, "stock_counts", slowly)
+
+    def fill():
+        started.wait()
+        tasks.refill_plan(dealer, PLAN_ID)
+
+    fillers = [threading.Thread(target=fill) for _ in range(2)]
+    for filler in fillers:
+        filler.start()
+    for filler in fillers:
+        filler.join()
+    with dealer.db.reading() as session:
+        assert len(store.being_made(session)) == 2
 
 
 def test_a_lost_message_is_sent_again(dealer, speak, monkeypatch):

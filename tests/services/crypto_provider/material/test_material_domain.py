@@ -15,6 +15,7 @@ from services.crypto_provider.material.domain import (
     Sizes,
     affordable,
     check_download,
+    check_fits,
     missing_stock,
     parse_range,
     step,
@@ -136,6 +137,17 @@ def test_sizes_of_a_deal():
 )
 def test_the_stock_keeps_to_cap_and_disk(wanted, size, held, cap, free, count):
     assert affordable(wanted, size, held, cap, free) == count
+
+
+def test_what_is_made_ahead_leaves_a_share_to_others():
+    assert [affordable(9, 10, held, 100, 100, 0.75) for held in (0, 65, 75)] == [7, 1, 0]
+    assert affordable(9, 10, 20, 1000, 60, 0.75) == 4  # three quarters of what the disk holds
+
+
+def test_a_deal_over_the_cap_is_refused_by_its_size():
+    check_fits(100, 100)
+    with pytest.raises(InvalidInput, match=r"0\.11 GB; .* 0\.10 GB at most"):
+        check_fits(110_000_000, 100_000_000)
 
 
 def test_missing_stock():
