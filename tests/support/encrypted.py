@@ -158,9 +158,11 @@ class Network:
             lambda: self.call("GET", OWNER, path).json()["state"] == "ready", what="the model"
         )
 
-    def ask_serving(self, name: str = "chest", stock=0, batch=1, results=("scores",)):
+    def ask_serving(
+        self, name: str = "chest", stock=0, batch=1, results=("scores",), **more: Any
+    ) -> list[dict[str, Any]]:
         path = f"/models/{name}/versions/1/serve"
-        wanted = {"results": results, "stock": stock, "batch": batch}
+        wanted = {"results": results, "stock": stock, "batch": batch, **more}
         assert self.call("POST", OWNER, path, json=wanted).status_code == 202
 
         def settled() -> bool:

@@ -27,7 +27,7 @@ from primia.messages.inference import (
 )
 from primia.prg import fresh_bytes
 from services.data_node.inference import planner, store, tasks, upload
-from services.data_node.inference.domain import ENDED, State, choose
+from services.data_node.inference.domain import ENDED, State, admissible, choose
 from services.data_node.inference.served import served_models
 
 log = get_logger(__name__)
@@ -128,15 +128,11 @@ def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
 
 
 def _choice(ctx: Context, wanted: upload.Wanted, batch: int) -> planner.Choice:
-    models = served_models(ctx).models
     named = wanted.model, wanted.version, wanted.result
-    model, plan = choose(models, *named, wanted.accuracy)
+    model, plan = choose(served_models(ctx).models, *named, wanted.accuracy)
     if wanted.protocol != "auto":
         return planner.Choice(model, plan, wanted.protocol, 0.0)
-    found = [(model, plan)]
-    if plan.accuracy != "exact":
-        found.append(choose(models, *named, "exact"))
-    return planner.decide(ctx, found, batch, wanted.accuracy)
+    return planner.decide(ctx, model, admissible(model, plan), batch)
 
 
 @router.get("", summary="List the inferences, newest first", responses=responses(422))

@@ -78,6 +78,12 @@ def choose(
     )
 
 
+def admissible(model: ServedModel, plan: ServedPlan) -> tuple[ServedPlan, ...]:
+    """The plans of this version that answer who asked for ``plan``: itself, and the exact one."""
+    fitting = [each for each in model.plans if each.result == plan.result]
+    return tuple(each for each in fitting if each == plan or each.accuracy == "exact")
+
+
 def predictions(
     values: NDArray[np.float64] | NDArray[np.int64],
     result: Result,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from primia.chassis.context import Context
 from primia.chassis.peers import PeerClient
 from primia.errors import MalformedMessage
-from primia.messages.inference import Accuracy, ServedModel, ServedPlan
 from primia.messages.inference import FixedProtocol as Protocol
+from primia.messages.inference import ServedModel, ServedPlan
 from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
+from primia.mpc.plan import Plan
 from services.data_node.inference import kept
 from services.data_node.inference.served import dealer, owner, public_plan
 
@@ -31,25 +33,35 @@ class Choice:
     why: str = ""
 
 
-def decide(
-    ctx: Context, served: list[tuple[ServedModel, ServedPlan]], batch: int, accuracy: Accuracy
-) -> Choice:
-    """``served``: plans of one model version and result, the exact one among them. Where
-    ``accuracy`` is calibrated, both kinds may be chosen."""
-    network = measured(ctx)
+@dataclass(frozen=True)
+class Offer:
+    """A served plan, and whether a deal for it and the batch lies at this node already."""
+
+    served: ServedPlan
+    plan: Plan
+    held: bool = False
+
+
+def decide(ctx: Context, model: ServedModel, plans: Sequence[ServedPlan], batch: int) -> Choice:
+    """``plans``: of this version and of one result; any of them may be chosen."""
+    offers = [
+        Offer(each, public_plan(ctx, model, each), kept.holds(ctx, each.plan, batch))
+        for each in plans
+    ]
+    return fastest(model, offers, batch, measured(ctx))
+
+
+def fastest(model: ServedModel, offers: Sequence[Offer], batch: int, network: Network) -> Choice:
+    """The least expected time; the first of equals. SecureNN compares whole values: exact alone."""
     found: list[Choice] = []
-    for model, wanted in served:
-        plan = public_plan(ctx, model, wanted)
-        held = kept.holds(ctx, wanted.plan, batch)
-        if accuracy == "calibrated" or wanted.accuracy == "exact":
-            seconds = fss_seconds(plan, batch, network, kept=held)
-            found.append(Choice(model, wanted, "fss", seconds))
-        if wanted.accuracy == "exact":
-            seconds = securenn_seconds(plan, batch, network)
-            found.append(Choice(model, wanted, "securenn", seconds))
+    for offer in offers:
+        seconds = fss_seconds(offer.plan, batch, network, kept=offer.held)
+        found.append(Choice(model, offer.served, "fss", seconds))
+        if offer.served.accuracy == "exact":
+            seconds = securenn_seconds(offer.plan, batch, network)
+            found.append(Choice(model, offer.served, "securenn", seconds))
     found.sort(key=lambda choice: choice.seconds)
-    best = found[0]
-    return Choice(best.model, best.plan, best.protocol, best.seconds, _why(found, network))
+    return replace(found[0], why=_why(found, network))
 
 
 def _why(found: list[Choice], network: Network) -> str:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from primia.learning.calibration import pack
 from primia.learning.images import decode, normalise
 from primia.mpc import oracle
 from primia.mpc.material import half_size
@@ -20,6 +21,7 @@ from tests.support.encrypted import CLASSES, DEALER, NODE, OTHER, OWNER, SIZE, n
 from tests.support.servers import wait_until
 
 IMAGES = [picture(seed) for seed in range(3)]
+WAYS = ("fss calibrated", "fss exact", "securenn exact")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,25 @@ def test_a_label_alone_comes_without_scores(grid, compiled):
     wanted = [CLASSES[int(scores.argmax())] for scores in expected(compiled, IMAGES[:2])]
     assert [each["label"] for each in result["predictions"]] == wanted
     assert all(each["scores"] is None for each in result["predictions"])
+
+
+def test_the_way_is_chosen_among_what_the_version_is_served_as(grid):
+    """At first as windows alone: neither the exact plan nor SecureNN comes into question."""
+    grid.register("windows")
+    pixels = pack(np.stack([decode(data, SIZE, 1) for data in IMAGES * 4]))
+    path, headers = "/models/windows/versions/1", {"Content-Type": "application/octet-stream"}
+    sent = grid.call("PUT", OWNER, f"{path}/calibration", content=pixels, headers=headers)
+    assert sent.status_code == 204, sent.text
+    asked = {"model": "windows", "result": "scores", "protocol": "auto", "accuracy": "calibrated"}
+    ways = []
+    for accuracies in (("calibrated",), ("calibrated", "exact")):
+        grid.ask_serving("windows", accuracies=accuracies)
+        answer = grid.infer(IMAGES[0], **asked)
+        assert answer.status_code == 202, answer.text
+        status = grid.ended(answer.json()["id"])
+        assert (status["state"], status["version"]) == ("done", 1), status
+        ways.append({way for way in WAYS if way in status["chosen"]})
+    assert ways == [{"fss calibrated"}, set(WAYS)]
 
 
 def test_nothing_is_left_behind(grid):
