@@ -223,7 +223,10 @@ def test_the_command_line(sqlite_world: World, small: str):
     for protocol in ("fss", "securenn"):
         answer = primia(*arguments, "--protocol", protocol)
         assert answer.returncode == 0, answer.stderr
-        assert json.loads(answer.stdout)["predictions"][0]["label"] in CLASSES
+        said = json.loads(answer.stdout)
+        assert said["predictions"][0]["label"] in CLASSES
+        assert (said["state"], said["protocol"], said["accuracy"]) == ("done", protocol, "exact")
+        assert said["cost"]["online_bytes"] > 0
     assert "fss or securenn" in primia(*arguments, "--protocol", "aes").stderr
     check_weights_from_a_file(primia, sqlite_world, small)
     wrong = primia("infer", picture, "--model", "nothing", "--node", "hospital-a")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import RenderableType
@@ -13,7 +13,13 @@ from primia.cli.dataset import Node
 from primia.cli.output import Format, FormatOption
 from primia.cli.watch import watch_inference
 from primia.errors import InvalidInput, Unavailable
-from primia.messages.inference import Accuracy, InferenceResult, InferenceStatus, Protocol, Result
+from primia.messages.inference import (
+    Accuracy,
+    InferenceResult,
+    InferenceStatus,
+    Protocol,
+    Result,
+)
 
 
 @output.guarded
@@ -44,7 +50,7 @@ def infer(
     if status.state != "done":
         raise Unavailable(f"The inference was not done: {status.reason or status.state}")
     found = client.result(job.id)
-    output.show(found, form, lambda: _table(found, status))
+    output.show(document(found, status), form, lambda: table(found, status))
 
 
 def _check(what: str, given: str, known: tuple[str, ...]) -> None:
@@ -52,18 +58,30 @@ def _check(what: str, given: str, known: tuple[str, ...]) -> None:
         raise InvalidInput(f"There is no {what} {given}.", hint=f"It is {' or '.join(known)}.")
 
 
-def _table(found: InferenceResult, status: InferenceStatus) -> RenderableType:
+def document(found: InferenceResult, status: InferenceStatus) -> dict[str, Any]:
+    """For programs: the status, whole, and the predictions."""
+    return {**status.model_dump(mode="json"), **found.model_dump(mode="json")}
+
+
+def table(found: InferenceResult, status: InferenceStatus) -> RenderableType:
     classes = list((found.predictions[0].scores or {}).keys())
     lines = [
         (p.image, p.label, *(output.number((p.scores or {})[name]) for name in classes))
         for p in found.predictions
     ]
+    return output.rows(_title(status), ("image", "label", *classes), lines)
+
+
+def _title(status: InferenceStatus) -> str:
     cost = status.cost
     moved = cost.material_bytes + cost.offline_bytes + cost.online_bytes
-    title = (
-        f"{found.model} v{found.version}: online {cost.online_seconds:.2f} s, before it "
+    lines = [
+        f"{status.model} v{status.version}, {status.protocol}, {status.accuracy}: "
+        f"online {cost.online_seconds:.2f} s, before it "
         f"{cost.material_seconds + cost.offline_seconds:.2f} s, {output.size(moved)}"
-    )
+    ]
+    if status.agreement:
+        lines.append(f"Agreement with the float model: {output.agreement(status.agreement)}.")
     if status.chosen:
-        title += f"\n{status.protocol}, {status.accuracy}. {status.chosen}"
-    return output.rows(title, ("image", "label", *classes), lines)
+        lines.append(status.chosen)
+    return "\n".join(lines)

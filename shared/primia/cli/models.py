@@ -15,7 +15,7 @@ from primia.errors import InvalidInput
 from primia.learning import images
 from primia.learning.calibration import MAX_IMAGES, pack
 from primia.learning.layout import write_state
-from primia.messages.inference import Accuracy, ServeRequest, Serving
+from primia.messages.inference import Accuracy, ServeRequest
 from primia.messages.registry import NewModel
 
 app = typer.Typer(no_args_is_help=True)
@@ -198,20 +198,11 @@ def serve(
     owner.serve(name, version, ServeRequest(stock=stock, batch=batch, accuracies=accuracies))
     found = owner.wait_served(name, version)
     lines = [
-        (s.result, s.accuracy, s.state, s.stock, s.batch, _agreement(s)) for s in found.servings
+        (s.result, s.accuracy, s.state, s.stock, s.batch, output.agreement(s.agreement))
+        for s in found.servings
     ]
     columns = ("result", "accuracy", "state", "stock", "batch", "agreement with the float model")
     output.show(found, form, lambda: output.rows(f"{name} version {version}", columns, lines))
-
-
-def _agreement(serving: Serving) -> str:
-    found = serving.agreement
-    if found is None:
-        return "not measured"
-    return (
-        f"{found.same_labels:.1%} of {found.images} labels, logits within "
-        f"{found.largest_difference:.4f}"
-    )
 
 
 @app.command()

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from primia.errors import PrimiaError
+from primia.messages.inference import Agreement
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,3 +99,13 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def agreement(found: Agreement | None) -> str:
+    """With the float model, on images of the owner's."""
+    if found is None:
+        return "not measured"
+    return (
+        f"{found.same_labels:.1%} of {found.images} labels, logits within "
+        f"{found.largest_difference:.4f}"
+    )
