@@ -21,6 +21,11 @@ class ModelOwnerSettings(ServiceSettings):
     session_url_host: str | None = None
     max_sessions: int = Field(default=8, ge=1, le=1024)
     max_sessions_a_node: int = Field(default=4, ge=1, le=1024)
+    max_kept_a_node: int = Field(
+        default=8, ge=0, le=1024, description="sessions whose material is kept ahead of images"
+    )
+    max_kept_bytes: int = Field(default=20 << 30, ge=0, description="disk for all of them")
+    kept_seconds: float = Field(default=86400, gt=0, description="how long they are kept")
     max_streams: int = Field(default=2, ge=1, le=1024, description="SecureNN sessions at once")
     max_stream_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of one of them")
     session_idle_seconds: float = Field(default=120, gt=0)

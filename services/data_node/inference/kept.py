@@ -1,18 +1,18 @@
 """Deals kept ahead of any image: their rows, and who takes them.
 
 A row a deal: ``fetching`` until one is reserved, ``dealing`` while it is made, ``fetching`` while
-its half comes, ``kept``, then ``taken`` in the transaction that hands it to an inference, or
-``dropped``. What is about to expire is burned and replaced.
+its half comes, ``waiting`` for the model owner's, ``kept``, then ``taken`` in the transaction that
+hands it to an inference, or ``dropped``. What is about to expire is burned and replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Index, Select, String, delete, func, select
+from sqlalchemy import Index, LargeBinary, Select, String, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from primia.chassis.context import Context
@@ -22,15 +22,16 @@ from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
 from primia.mpc.material import Half
 from primia.mpc.plan import Plan
-from services.data_node.inference.served import dealer
+from services.data_node.inference.served import dealer, owner
 from services.data_node.tables import Base
 
 log = get_logger(__name__)
 FOLDER = "prefetched"
-FETCHING, DEALING, KEPT, TAKEN, DROPPED = "fetching", "dealing", "kept", "taken", "dropped"
-UNDER_WAY = (FETCHING, DEALING)
+FETCHING, DEALING, WAITING = "fetching", "dealing", "waiting"
+KEPT, TAKEN, DROPPED = "kept", "taken", "dropped"
+UNDER_WAY = (FETCHING, DEALING, WAITING)
 OPEN = (*UNDER_WAY, KEPT)
-# An inference that takes a deal needs this long before both halves are handed out.
+# An inference that takes a deal needs this long before it has used it.
 _MARGIN = timedelta(minutes=5)
 # A row that has ended tells for so long what became of its deal.
 _FORGOTTEN = timedelta(hours=1)
@@ -38,7 +39,8 @@ _FORGOTTEN = timedelta(hours=1)
 
 class PrefetchedDeal(LeaseMixin, Base):
     """``served``: the plan's public card as JSON text; ``again``: when to ask for a deal once
-    more."""
+    more; ``session``: at the model owner, which keeps its half too; ``share``: this node's share
+    of the result, sealed, once the message that it belongs to lies there."""
 
     __tablename__ = "prefetched_deals"
     __table_args__ = (Index("ix_prefetched_deals_plan", "plan", "batch", "state"),)
@@ -51,14 +53,24 @@ class PrefetchedDeal(LeaseMixin, Base):
     state: Mapped[str] = mapped_column(String(8))
     expires: Mapped[datetime | None] = mapped_column(UtcDateTime)
     again: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    session: Mapped[str | None] = mapped_column(String(32))
+    share: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Kept:
-    """The deal's identifier and this node's half of it."""
+    """A taken deal and this node's half, which is still to be loaded. ``session``: asked for ahead,
+    where the model owner keeps its half as well; ``share``: what ``Client.restore`` takes, where
+    the offline message lies there too."""
 
     deal: str
     half: Half
+    session: str | None
+    share: bytes | None
+
+
+def share_purpose(row_id: str) -> str:
+    return f"share of prefetched deal {row_id}"
 
 
 def half_path(ctx: Context, row_id: str) -> Path:
@@ -66,7 +78,7 @@ def half_path(ctx: Context, row_id: str) -> Path:
 
 
 def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
-    """A kept deal and this node's half, or None; marked as taken before it is read."""
+    """A kept deal, or None; marked as taken before it is read."""
     with ctx.db.session() as session:
         row = session.scalars(
             _takeable(ctx, plan_id, batch).with_for_update(skip_locked=True)
@@ -74,16 +86,19 @@ def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
         if row is None:
             return None
         row.state = TAKEN
-        deal_id = row.deal or ""
+        deal, sealed = row.deal or "", row.share
+        row.share = None
     path = half_path(ctx, row.id)
     try:
-        return Kept(deal_id, Half.map(path, plan, batch, 1, bytes.fromhex(deal_id)))
+        half = Half.map(path, plan, batch, 1, bytes.fromhex(deal), whole=False)
+        share = ctx.secrets.open(sealed, share_purpose(row.id)) if sealed else None
     except (OSError, PrimiaError) as error:
-        log.warning("a prefetched half is unusable", deal=deal_id, error=type(error).__name__)
-        burn(ctx, deal_id)
+        log.warning("a prefetched half is unusable", deal=deal, error=type(error).__name__)
+        burn(ctx, deal, row.session)
         return None
     finally:
         path.unlink(missing_ok=True)
+    return Kept(deal, half, row.session, share)
 
 
 def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
@@ -123,6 +138,15 @@ def due(session: Session, now: datetime, limit: int = 100) -> Sequence[str]:
     return session.scalars(query.limit(limit)).all()
 
 
+def drop_unserved(ctx: Context, plans: Collection[str]) -> None:
+    """Burn what is of plans that are served no more."""
+    with ctx.db.reading() as session:
+        wanted = PrefetchedDeal.state.in_(OPEN), PrefetchedDeal.plan.not_in(plans)
+        old = session.scalars(select(PrefetchedDeal.id).where(*wanted)).all()
+    for row_id in old:
+        drop(ctx, row_id)
+
+
 def drop_old(ctx: Context) -> None:
     """Burn what is about to expire, and forget what has ended long ago."""
     now = ctx.clock.now()
@@ -149,20 +173,26 @@ def drop(ctx: Context, row_id: str) -> None:
         row = session.get(PrefetchedDeal, row_id, with_for_update=True)
         if row is None or row.state not in OPEN:
             return
-        deal = row.deal
+        deal, asked = row.deal, row.session
+        row.share = None
         row.state, row.expires = DROPPED, row.expires or ctx.clock.now()
         if deal is None:
             session.delete(row)
     half_path(ctx, row_id).unlink(missing_ok=True)
     if deal is not None:
-        burn(ctx, deal)
+        burn(ctx, deal, asked)
 
 
-def burn(ctx: Context, deal_id: str) -> None:
-    try:
-        dealer(ctx).delete(f"/deals/{deal_id}")
-    except PrimiaError as error:
-        log.warning("a deal was not burned", deal=deal_id, detail=error.detail)
+def burn(ctx: Context, deal_id: str, session_id: str | None) -> None:
+    """Tell both; what cannot be reached lets it expire."""
+    paths = [(dealer(ctx), f"/deals/{deal_id}")]
+    if session_id is not None:
+        paths.append((owner(ctx), f"/inference/sessions/{session_id}"))
+    for peer, path in paths:
+        try:
+            peer.delete(path)
+        except PrimiaError as error:
+            log.warning("not burned", path=path, detail=error.detail)
 
 
 def tidy(ctx: Context, seconds: float) -> None:

@@ -88,16 +88,22 @@ def attempt(
     report.begin("material")
     prepared = served.prepared(ctx, model, wanted)
     report.add(prepared.fetched)
-    session, half = _material(ctx, wanted, prepared.plan, batch, report)
+    given = _material(ctx, wanted, prepared.plan, batch, report)
+    session, half = given.session, given.half
     evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
     unmap = half.hold()
     client = Client(prepared.opening, half, bytes.fromhex(session.id), evaluator)
     try:
         report.begin("offline")
-        body = client.offline()  # while the model owner fetches its half
+        if given.share is not None:
+            client.restore(given.share)
+            body = None
+        else:
+            body = client.offline()  # while the model owner fetches its half
         _until_ready(ctx, session, report.go_on, half_size(prepared.plan, batch, 0))
-        served.owner(ctx).request("PUT", f"{_path(session)}/offline", content=body)
-        report.add(offline_size(prepared.plan, batch))
+        if body is not None:
+            served.owner(ctx).request("PUT", f"{_path(session)}/offline", content=body)
+            report.add(offline_size(prepared.plan, batch))
         report.begin("online")
         return _online(ctx, session, client, normalised(row, pixels), report, prepared.plan)
     finally:
@@ -105,14 +111,27 @@ def attempt(
         threading.Thread(target=unmap).start()  # the result need not wait for it
 
 
+@dataclass(frozen=True, repr=False)
+class _Material:
+    """``share``: of the result, where the offline message was sent ahead."""
+
+    session: Session
+    half: Half
+    share: bytes | None = None
+
+
 def _material(
     ctx: Context, wanted: ServedPlan, plan: Plan, batch: int, report: Report
-) -> tuple[Session, Half]:
+) -> _Material:
     """A session and this node's half: of a prefetched deal, or of a new one."""
     ahead = kept.take(ctx, wanted.plan, plan, batch)
     if ahead is not None:
-        report.opened(ahead.deal, None)
-        return _ask_session(ctx, wanted, ahead.deal, batch, report), ahead.half
+        report.opened(ahead.deal, ahead.session)
+        session = _ask_session(ctx, wanted, ahead.deal, batch, report)
+        if ahead.session not in (None, session.id):
+            raise MalformedMessage("The model owner opened another session for a kept deal.")
+        ahead.half.load()  # while the model owner opens the session
+        return _Material(session, ahead.half, ahead.share)
     deal = material.reserve(ctx, wanted, batch, report.go_on, waits=report.waits)
     report.opened(deal.id, None)
     deal = material.until_reserved(ctx, deal, report.go_on)
@@ -122,7 +141,7 @@ def _material(
     except PeerRefused as error:
         raise _cause(ctx, session, error) from error
     report.add(deal.bytes or 0)
-    return session, half
+    return _Material(session, half)
 
 
 def _cause(ctx: Context, session: Session, refused: PeerRefused) -> PeerError:

@@ -47,8 +47,11 @@ def step_serving(state: ServingState, event: ServingEvent) -> ServingState:
 
 
 class SessionState(StrEnum):
-    """``ready``: a worker holds it in memory. ``failed``: it is gone, with its deal."""
+    """``keeping``, ``kept``: asked for ahead, its half is fetched or lies on the disk.
+    ``ready``: a worker holds it in memory. ``failed``: it is gone, with its deal."""
 
+    KEEPING = "keeping"
+    KEPT = "kept"
     PREPARING = "preparing"
     READY = "ready"
     DONE = "done"
@@ -56,6 +59,8 @@ class SessionState(StrEnum):
 
 
 class SessionEvent(StrEnum):
+    STORED = "stored"
+    ASKED = "asked"
     OPENED = "opened"
     FINISHED = "finished"
     BROKE = "broke"
@@ -63,12 +68,18 @@ class SessionEvent(StrEnum):
 
 SESSION_TRANSITIONS = MappingProxyType(
     {
+        (SessionState.KEEPING, SessionEvent.STORED): SessionState.KEPT,
+        (SessionState.KEEPING, SessionEvent.ASKED): SessionState.PREPARING,
+        (SessionState.KEEPING, SessionEvent.BROKE): SessionState.FAILED,
+        (SessionState.KEPT, SessionEvent.ASKED): SessionState.PREPARING,
+        (SessionState.KEPT, SessionEvent.BROKE): SessionState.FAILED,
         (SessionState.PREPARING, SessionEvent.OPENED): SessionState.READY,
         (SessionState.PREPARING, SessionEvent.BROKE): SessionState.FAILED,
         (SessionState.READY, SessionEvent.FINISHED): SessionState.DONE,
         (SessionState.READY, SessionEvent.BROKE): SessionState.FAILED,
     }
 )
+AHEAD_SESSIONS = (SessionState.KEEPING, SessionState.KEPT)
 LIVE_SESSIONS = (SessionState.PREPARING, SessionState.READY)
 
 
@@ -83,6 +94,8 @@ def step_session(state: SessionState, event: SessionEvent) -> SessionState:
 
 def check_steppable(state: SessionState, reason: str) -> None:
     """A step may be sent to a ready session, or repeated to one that is done."""
+    if state in AHEAD_SESSIONS:
+        raise Conflict("The session was asked for ahead only.", hint="Ask for it without `ahead`.")
     if state is SessionState.PREPARING:
         raise Conflict("The session is still being prepared.", hint="Wait until it is ready.")
     if state is SessionState.FAILED:

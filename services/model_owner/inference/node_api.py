@@ -32,8 +32,13 @@ from primia.messages.inference import (
 )
 from primia.mpc.plan import Plan
 from primia.prg import fresh_bytes
-from services.model_owner.inference import forward, models, sessions, store
-from services.model_owner.inference.domain import ServingState, SessionState
+from services.model_owner.inference import forward, kept, models, sessions, store
+from services.model_owner.inference.domain import (
+    AHEAD_SESSIONS,
+    ServingState,
+    SessionEvent,
+    SessionState,
+)
 from services.model_owner.inference.listener import read_body
 from services.model_owner.registry import store as registry
 
@@ -42,6 +47,7 @@ Node = Annotated[Principal, Depends(require("data_node"))]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 StepNumber = Annotated[int, Path(ge=0, le=100_000, description="from 0; one a gate, one at last")]
 
+_MOVING = ("keeping", "preparing")
 _THREADS = "inference.threads"
 _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"description": "Raw bytes (primia.mpc)", "content": {OCTETS: {}}}
@@ -60,7 +66,15 @@ _EXAMPLES: Any = {
             "deal": "5d0f3f2c9a1e4b7d8c6a5e4f3d2c1b0a",
             "batch": 1,
         }
-    }
+    },
+    "ahead of an image": {
+        "value": {
+            "plan": "0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "deal": "5d0f3f2c9a1e4b7d8c6a5e4f3d2c1b0a",
+            "ahead": True,
+        }
+    },
 }
 
 
@@ -167,7 +181,7 @@ def opening(
     "/sessions",
     status_code=202,
     summary="Open a session for a deal; follow it until it is ready",
-    responses=responses(404, 409, 422, 503),
+    responses=responses(404, 409, 422, 503, 507),
 )
 def open_session(
     wanted: Annotated[SessionRequest, Body(openapi_examples=_EXAMPLES)],
@@ -175,7 +189,8 @@ def open_session(
     ctx: Ctx,
     response: Response,
 ) -> Session:
-    """A deal has one session: asking again for the same yields the same."""
+    """A deal has one session: asking again for the same yields the same. With `ahead` the material
+    alone is fetched and kept, until the session is asked for without."""
     try:
         row = _row(ctx, wanted, node.name)
     except IntegrityError as error:
@@ -188,53 +203,71 @@ def _row(ctx: Context, wanted: SessionRequest, node: str) -> store.SessionRow:
     with ctx.db.session() as session:
         known = store.session_of_deal(session, wanted.deal)
         asked = (node, wanted.plan, wanted.batch)
-        if known is not None and (known.node, known.plan, known.batch) == asked:
-            return known
-        if known is not None:
+        if known is not None and (known.node, known.plan, known.batch) != asked:
             raise Conflict("This deal has a session already.")
+        if known is not None and (wanted.ahead or SessionState(known.state) not in AHEAD_SESSIONS):
+            return known
         plan_row = store.serving(session, wanted.plan)
         if plan_row.state != ServingState.SERVING.value or plan_row.digest != wanted.digest:
             raise Conflict(
                 "This plan is not served, or is another one.",
                 hint="GET /inference/models lists what is served.",
             )
-        full = store.live_sessions(session) >= ctx.settings.max_sessions
-        if full or store.live_sessions(session, node) >= ctx.settings.max_sessions_a_node:
-            raise Unavailable(
-                "As many sessions as this service keeps (in all, or for a node) are open already.",
-                hint="Try again shortly; the deal stays yours.",
-                retry_after=2,
-            )
-        row = store.SessionRow(
-            id=fresh_bytes(16).hex(),
-            plan=plan_row.id,
-            node=node,
-            deal=wanted.deal,
-            batch=wanted.batch,
-            state=SessionState.PREPARING.value,
-            largest_body=sessions.largest_body(
-                Plan.parse((plan_row.document or "").encode()), wanted.batch
-            ),
-            created=ctx.clock.now(),
-            alive_until=ctx.clock.after(sessions.PREPARE_SECONDS),
-        )
-        session.add(row)
-        session.flush()
-        ctx.jobs.enqueue_after(session, "inference.open", row.id)
+        plan = Plan.parse((plan_row.document or "").encode())
+        if wanted.ahead:
+            kept.require_room(ctx, session, node, kept.disk_size(plan, wanted.batch))
+        else:
+            _require_room(ctx, session, node)
+        row = known or _new_row(ctx, session, wanted, node, plan)
+        if known is not None:
+            row.advance(SessionEvent.ASKED)
+            row.alive_until = ctx.clock.after(sessions.PREPARE_SECONDS)
+        ctx.jobs.enqueue_after(session, kept.KEEP if wanted.ahead else "inference.open", row.id)
         return row
+
+
+def _require_room(ctx: Context, session: Transaction, node: str) -> None:
+    full = store.live_sessions(session) >= ctx.settings.max_sessions
+    if full or store.live_sessions(session, node) >= ctx.settings.max_sessions_a_node:
+        raise Unavailable(
+            "As many sessions as this service keeps (in all, or for a node) are open already.",
+            hint="Try again shortly; the deal stays yours.",
+            retry_after=2,
+        )
+
+
+def _new_row(
+    ctx: Context, session: Transaction, wanted: SessionRequest, node: str, plan: Plan
+) -> store.SessionRow:
+    ahead = wanted.ahead
+    row = store.SessionRow(
+        id=fresh_bytes(16).hex(),
+        plan=wanted.plan,
+        node=node,
+        deal=wanted.deal,
+        batch=wanted.batch,
+        state=(SessionState.KEEPING if ahead else SessionState.PREPARING).value,
+        largest_body=sessions.largest_body(plan, wanted.batch),
+        created=ctx.clock.now(),
+        alive_until=ctx.clock.after(sessions.PREPARE_SECONDS),
+        expires=ctx.clock.after(ctx.settings.kept_seconds) if ahead else None,
+        size_bytes=kept.disk_size(plan, wanted.batch) if ahead else 0,
+    )
+    session.add(row)
+    session.flush()
+    return row
 
 
 @router.get(
     "/sessions/{session_id}",
-    summary="A session's state; `wait` holds the answer while it is prepared",
+    summary="A session's state; `wait` holds the answer while it is fetched or prepared",
     responses=responses(404, 422),
 )
 async def show_session(session_id: Id, node: Node, ctx: Ctx, wait: Wait = 0) -> Session:
     def load() -> Session:
-        with ctx.db.reading() as session:
-            return _view(store.session_of(session, session_id, node.name))
+        return _view(_find_session(ctx, session_id, node.name))
 
-    return await until(load, lambda found: found.state != "preparing", wait)
+    return await until(load, lambda found: found.state not in _MOVING, wait)
 
 
 @router.put(
@@ -245,6 +278,12 @@ async def show_session(session_id: Id, node: Node, ctx: Ctx, wait: Wait = 0) -> 
     openapi_extra=_BODY,
 )
 async def offline(session_id: Id, request: Request, node: Node, ctx: Ctx) -> Response:
+    """Of a session that was asked for ahead, it is kept with the material."""
+    row = await run_sync(_find_session, ctx, session_id, node.name)
+    if SessionState(row.state) in AHEAD_SESSIONS:
+        body = await read_body(request, row.largest_body)
+        answer = await run_sync(kept.take_offline, ctx, row, body)
+        return Response(answer, media_type=OCTETS)
     return await _pass_on(ctx, request, session_id, node.name, "/offline")
 
 
@@ -282,8 +321,7 @@ async def _pass_on(
     responses=responses(404),
 )
 def end_session(session_id: Id, node: Node, ctx: Ctx) -> Response:
-    with ctx.db.reading() as session:
-        row = store.session_of(session, session_id, node.name)
+    row = _find_session(ctx, session_id, node.name)
     if row.state == SessionState.READY.value:
         forward.send(ctx, forward.find(ctx, session_id, node.name), "DELETE", "")
     else:
@@ -291,5 +329,11 @@ def end_session(session_id: Id, node: Node, ctx: Ctx) -> Response:
     return Response(status_code=204)
 
 
+def _find_session(ctx: Context, session_id: str, node: str) -> store.SessionRow:
+    with ctx.db.reading() as session:
+        return store.session_of(session, session_id, node)
+
+
 def _view(row: store.SessionRow) -> Session:
-    return Session.model_validate({field: getattr(row, field) for field in Session.model_fields})
+    own = {field: getattr(row, field) for field in Session.model_fields}
+    return Session.model_validate({**own, "offline": row.offline is not None})

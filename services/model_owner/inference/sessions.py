@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 from primia.chassis.context import Context
 from primia.chassis.halves import fetch_half
@@ -18,7 +20,12 @@ from primia.mpc.material import Half, Manifest, half_size
 from primia.mpc.owner import Owner
 from primia.mpc.plan import Plan
 from services.model_owner.inference import store
-from services.model_owner.inference.domain import SessionEvent, SessionState
+from services.model_owner.inference.domain import (
+    AHEAD_SESSIONS,
+    LIVE_SESSIONS,
+    SessionEvent,
+    SessionState,
+)
 from services.model_owner.inference.host import SessionHost
 from services.model_owner.inference.listener import Listener
 from services.model_owner.inference.models import PreparedModels
@@ -76,11 +83,18 @@ def _open(ctx: Context, row: store.SessionRow) -> None:
         raise Unavailable("This process holds no inference sessions.")
     worker.host.require_room()
     model = worker.models.get(row.plan)
-    half = _fetch_half(ctx, row, model.plan)
+    half = _stored_half(ctx, row, model.plan) if row.stored else _fetch_half(ctx, row, model.plan)
     evaluator = kernels.evaluator(ctx.settings.kernel, ctx.settings.threads)
     let_go = half.hold()
     owner = Owner(model, half, bytes.fromhex(row.id), evaluator)
-    token = worker.host.open(row.id, owner, let_go)
+    try:
+        if row.offline is not None:
+            owner.offline(_offline_message(ctx, row))
+        token = worker.host.open(row.id, owner, let_go)
+    except BaseException:
+        owner.close()
+        let_go()
+        raise
     with ctx.db.session() as session:
         current = store.session_row(session, row.id, lock=True)
         opened = current.state == SessionState.PREPARING.value
@@ -93,24 +107,65 @@ def _open(ctx: Context, row: store.SessionRow) -> None:
         worker.host.drop(row.id, token, "it was ended while it was prepared")
 
 
+def half_path(ctx: Context, session_id: str) -> Path:
+    return ctx.files.path(FOLDER, f"{session_id}.half")
+
+
+def offline_path(ctx: Context, session_id: str) -> Path:
+    return ctx.files.path(FOLDER, f"{session_id}.offline")
+
+
+def _stored_half(ctx: Context, row: store.SessionRow, plan: Plan) -> Half:
+    """The half that was fetched ahead. Its file goes before the session answers anything, so that
+    no other session can be opened on it."""
+    path = half_path(ctx, row.id)
+    try:
+        return Half.map(path, plan, row.batch, 0, bytes.fromhex(row.deal))
+    except FileNotFoundError as error:
+        raise UnexpectedMessage("A worker died over the half that was kept.") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _offline_message(ctx: Context, row: store.SessionRow) -> bytes:
+    path = offline_path(ctx, row.id)
+    try:
+        body = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UnexpectedMessage("A worker died over the message that was kept.") from error
+    finally:
+        path.unlink(missing_ok=True)
+    if hashlib.sha256(body).hexdigest() != row.offline:
+        raise MalformedMessage("The message that was kept is damaged.")
+    return body
+
+
 def _fetch_half(ctx: Context, row: store.SessionRow, plan: Plan) -> Half:
+    path = half_path(ctx, row.id)
+    try:
+        download(ctx, row, plan, path)
+        half = Half.map(path, plan, row.batch, 0, bytes.fromhex(row.deal))
+    finally:
+        path.unlink(missing_ok=True)  # the map keeps the bytes; nothing is left after a crash
+    confirm(ctx, row)
+    return half
+
+
+def download(ctx: Context, row: store.SessionRow, plan: Plan, path: Path) -> None:
+    """Half 0 as a file, verified."""
     client = dealer(ctx)
     deal = client.get(
         f"/deals/{row.deal}", Deal, params={"wait": _WAIT_SECONDS}, timeout=_WAIT_SECONDS + 10
     )
     _check_deal(deal, row, plan)
-    size = half_size(plan, row.batch, 0)
-    path = ctx.files.path(FOLDER, f"{row.id}.half")
-    try:
-        ctx.files.require(size)
-        manifest = Manifest(p0=deal.own_sha256 or "", p1="", common=deal.common_sha256 or "")
-        arrives = _Arriving(ctx, row.id).piece
-        fetch_half(client, row.deal, path, manifest, plan, row.batch, 0, arrives)
-        half = Half.map(path, plan, row.batch, 0, bytes.fromhex(row.deal))
-    finally:
-        path.unlink(missing_ok=True)  # the map keeps the bytes; nothing is left after a crash
-    client.request("POST", f"/deals/{row.deal}/received")
-    return half
+    ctx.files.require(half_size(plan, row.batch, 0))
+    manifest = Manifest(p0=deal.own_sha256 or "", p1="", common=deal.common_sha256 or "")
+    arrives = _Arriving(ctx, row.id).piece
+    fetch_half(client, row.deal, path, manifest, plan, row.batch, 0, arrives)
+
+
+def confirm(ctx: Context, row: store.SessionRow) -> None:
+    dealer(ctx).request("POST", f"/deals/{row.deal}/received")
 
 
 class _Arriving:
@@ -129,7 +184,7 @@ class _Arriving:
         self._renewed = now
         with self._ctx.db.session() as session:
             row = store.session_row(session, self._id, lock=True)
-            if row.state != SessionState.PREPARING.value:
+            if row.state not in (SessionState.KEEPING.value, SessionState.PREPARING.value):
                 raise UnexpectedMessage("The session was ended while it was prepared.")
             row.alive_until = self._ctx.clock.after(PREPARE_SECONDS)
 
@@ -160,7 +215,7 @@ def broke(ctx: Context, session_id: str, reason: str) -> None:
     """The session is gone; its deal is burned once this is committed."""
     with ctx.db.session() as session:
         row = store.session_row(session, session_id, lock=True)
-        if row.state in (SessionState.PREPARING.value, SessionState.READY.value):
+        if SessionState(row.state) in (*AHEAD_SESSIONS, *LIVE_SESSIONS):
             row.advance(SessionEvent.BROKE, reason)
             ctx.jobs.enqueue_after(session, "inference.burn", session_id)
 
@@ -170,6 +225,8 @@ def burn(ctx: Context, session_id: str) -> None:
     with ctx.db.reading() as session:
         row = store.session_row(session, session_id)
     if row.state == SessionState.FAILED.value:
+        for path in (half_path(ctx, session_id), offline_path(ctx, session_id)):
+            path.unlink(missing_ok=True)
         dealer(ctx).delete(f"/deals/{row.deal}")
 
 

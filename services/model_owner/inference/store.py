@@ -13,6 +13,7 @@ from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import NotFound
 from services.model_owner.inference.domain import (
+    AHEAD_SESSIONS,
     LIVE_SESSIONS,
     ServingEvent,
     ServingState,
@@ -24,6 +25,7 @@ from services.model_owner.inference.domain import (
 from services.model_owner.tables import Base
 
 _LIVE = tuple(state.value for state in LIVE_SESSIONS)
+_AHEAD = tuple(state.value for state in AHEAD_SESSIONS)
 
 
 class CompiledPlanRow(LeaseMixin, Base):
@@ -60,7 +62,9 @@ class CompiledPlanRow(LeaseMixin, Base):
 class SessionRow(LeaseMixin, Base):
     """One inference of one node. ``host``: URL of the worker that holds it; ``token``: the sealed
     secret that the worker asks for; ``largest_body``: bytes of the largest step;
-    ``alive_until``: renewed by that worker while it lives."""
+    ``alive_until``: renewed by that worker while it lives. Of one that was asked for ahead:
+    ``expires``; ``size_bytes`` that it may take on the disk; ``stored``: its half lies there whole;
+    ``offline``: SHA-256 of the message that came ahead."""
 
     __tablename__ = "sessions"
     __table_args__ = (Index("ix_sessions_state", "state", "node"),)
@@ -77,6 +81,10 @@ class SessionRow(LeaseMixin, Base):
     largest_body: Mapped[int] = mapped_column(BigInteger)
     created: Mapped[datetime] = mapped_column(UtcDateTime)
     alive_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    stored: Mapped[bool] = mapped_column(default=False)
+    offline: Mapped[str | None] = mapped_column(String(64))
 
     def advance(self, event: SessionEvent, reason: str = "") -> None:
         self.state = step_session(SessionState(self.state), event).value
@@ -151,7 +159,40 @@ def session_of(session: Session, session_id: str, node: str) -> SessionRow:
 
 
 def session_of_deal(session: Session, deal: str) -> SessionRow | None:
-    return session.scalars(select(SessionRow).where(SessionRow.deal == deal)).first()
+    """Locked."""
+    query = select(SessionRow).where(SessionRow.deal == deal)
+    return session.scalars(query.with_for_update()).first()
+
+
+def kept_ahead(session: Session, node: str) -> tuple[int, int]:
+    """Sessions that are kept ahead of images for this node, and bytes of those of all nodes."""
+    ahead = SessionRow.state.in_(_AHEAD)
+    own = session.scalar(select(func.count()).where(ahead, SessionRow.node == node))
+    size = session.scalar(select(func.coalesce(func.sum(SessionRow.size_bytes), 0)).where(ahead))
+    return own or 0, int(size or 0)
+
+
+def to_keep(session: Session, limit: int = 100) -> Sequence[str]:
+    query = select(SessionRow.id).where(SessionRow.state == SessionState.KEEPING.value)
+    return session.scalars(query.order_by(SessionRow.created).limit(limit)).all()
+
+
+def useless_ahead(session: Session, now: datetime, limit: int = 100) -> Sequence[SessionRow]:
+    """Sessions kept ahead that have expired, or whose plan is served no more."""
+    served = select(CompiledPlanRow.id).where(CompiledPlanRow.state == ServingState.SERVING.value)
+    old = (SessionRow.expires < now) | SessionRow.plan.not_in(served)
+    return session.scalars(
+        select(SessionRow)
+        .where(SessionRow.state.in_(_AHEAD), old)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def with_files(session: Session) -> set[str]:
+    """Sessions whose files are kept ahead, or not yet opened."""
+    wanted = (*_AHEAD, SessionState.PREPARING.value)
+    return set(session.scalars(select(SessionRow.id).where(SessionRow.state.in_(wanted))))
 
 
 def live_sessions(session: Session, node: str | None = None) -> int:

@@ -89,7 +89,18 @@ class Files:
 def replace_durably(source: Path, target: Path) -> None:
     """Rename, and have the new name on the disk before this returns: a row may refer to it."""
     source.replace(target)
-    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _settle_names(target.parent)
+
+
+def settle(path: Path) -> None:
+    """Have a file that was written piece by piece on the disk, with its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _settle_names(path.parent)
+
+
+def _settle_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     finally:

@@ -3,7 +3,8 @@
     model owner -> crypto provider   PUT /plans/{plan}, GET /plans/{plan}/mask
     data node   -> model owner       GET /inference/models, …/plan, …/opening
     data node   -> crypto provider   POST /deals, GET /deals/{deal}, …/half, …/received
-    data node   -> model owner       POST /inference/sessions, PUT …/{session}/steps/{n}
+    data node   -> model owner       POST /inference/sessions, PUT …/{session}/offline,
+                                     PUT …/{session}/steps/{n}
     model owner -> crypto provider   GET /deals/{deal}, …/half, …/received
 
 A plan is known to the crypto provider under an identifier that the model owner draws for each
@@ -193,20 +194,24 @@ class ServedModels(Message):
 
 # -- model owner: sessions ---------------------------------------------------------------------
 
-SessionState = Literal["preparing", "ready", "done", "failed"]
+SessionState = Literal["keeping", "kept", "preparing", "ready", "done", "failed"]
 
 
 class SessionRequest(Message):
-    """POST /inference/sessions"""
+    """POST /inference/sessions. ``ahead``: have the model owner fetch its half and keep it, until
+    the session is asked for once more without this."""
 
     plan: Id
     digest: Digest
     deal: Id
     batch: Batch = 1
+    ahead: bool = False
 
 
 class Session(Message):
-    """``done``: the last step was answered (a repeated last step still gets its answer until the
+    """``keeping``: the model owner's half is being fetched ahead, ``kept``: it lies there until it
+    ``expires``. ``offline``: the message that does not depend on the image has come ahead.
+    ``done``: the last step was answered (a repeated last step still gets its answer until the
     session expires). ``failed``: it is gone with its deal; ``reason`` says why."""
 
     id: Id
@@ -214,6 +219,8 @@ class Session(Message):
     deal: Id
     batch: Batch
     state: SessionState
+    offline: bool = False
+    expires: AwareDatetime | None = None
     reason: Reason = ""
 
 

@@ -7,6 +7,7 @@ randomness, and in the end P0's share of the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -93,6 +94,22 @@ class Client:
             self._share = end.value
         binding = self._plan.digest() + self._half.deal_id
         return frame(Kind.OFFLINE, self._session_id, OFFLINE_STEP, [binding, *side.deltas])
+
+    def share(self) -> bytes:
+        """P1's share of the result, a secret: with it ``restore`` makes up for ``offline`` where
+        another process has made the message, and P0 has it."""
+        self._expect(self._share is not None, "The offline message comes first.")
+        assert self._share is not None
+        return words_to_bytes(self._share)
+
+    def restore(self, share: bytes) -> None:
+        """Go on behind an offline message of this half and session that was made before."""
+        self._expect(self._share is None, "The offline message was made before.")
+        width = () if self._plan.result == "label" else (self._plan.classes,)
+        shape = (self._half.batch, *width)
+        if len(share) != 4 * math.prod(shape):
+            raise MalformedMessage("The share of the result has another size than its plan says.")
+        self._share = np.frombuffer(share, dtype="<u4").reshape(shape)
 
     def first(self, image: NDArray[np.floating]) -> bytes:
         """Request 0: the masked image. ``image``: (N, C, H, W), as the plan and the deal say."""

@@ -183,14 +183,21 @@ class Half:
 
     @classmethod
     def map(
-        cls, path: Path, plan: Plan, batch: int, party: int, deal_id: bytes | None = None
+        cls,
+        path: Path,
+        plan: Plan,
+        batch: int,
+        party: int,
+        deal_id: bytes | None = None,
+        *,
+        whole: bool = True,
     ) -> Half:
-        """As ``open``, on a read-only memory map of a file."""
+        """As ``open``, on a read-only memory map of a file; read now, or by ``load``."""
         if not path.stat().st_size:
             raise MalformedMessage("The dealt half is an empty file.")
         with path.open("rb") as file:
             # At once, where the system can: a page at a time it would happen while a peer waits.
-            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if whole else 0)
             data = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
         half = cls.open(memoryview(data), plan, batch, party, deal_id)
         half._mapping = data
@@ -209,6 +216,11 @@ class Half:
         if self._data is None:
             raise MalformedMessage("The dealt half is closed.")
         return Cursor(self._data[start:stop])
+
+    def load(self) -> None:
+        """Have a mapped half in memory, before a peer waits for what is read in it."""
+        if self._data is not None:
+            self._data[:: mmap.PAGESIZE].max()
 
     def hold(self) -> Callable[[], None]:
         """Keep a mapped half mapped, even when it is closed, until the function is called.

@@ -43,6 +43,17 @@ from primia.ring import LinearMap, Ring, bias_shape
 _OFFLINE = -1
 
 
+def check_offline(
+    plan: Plan, batch: int, session_id: bytes, deal_id: bytes, body: bytes
+) -> memoryview:
+    """P1's masked shares in an offline frame; MalformedMessage unless it is of this session."""
+    size = offline_payload(plan, batch)
+    data = payload(body, Kind.OFFLINE, session_id, OFFLINE_STEP, size)
+    if data[:BINDING_BYTES] != plan.digest() + deal_id:
+        raise MalformedMessage("The other party's half is of another plan or deal.")
+    return data[BINDING_BYTES:]
+
+
 class PreparedModel:
     """A model version's weights, prepared once and shared by its sessions; read-only, a secret."""
 
@@ -95,11 +106,9 @@ class Owner:
         """Take P1's masked shares of every gate; answers an empty frame."""
         if (stored := self._stored(_OFFLINE, body)) is not None:
             return stored
-        size = offline_payload(self._plan, self._half.batch)
-        data = payload(body, Kind.OFFLINE, self._session_id, OFFLINE_STEP, size)
-        if data[:BINDING_BYTES] != self._plan.digest() + self._half.deal_id:
-            raise MalformedMessage("The other party's half is of another plan or deal.")
-        self._side.take_deltas(data[BINDING_BYTES:])
+        half = self._half
+        deltas = check_offline(self._plan, half.batch, self._session_id, half.deal_id, body)
+        self._side.take_deltas(deltas)
         return self._store(body, frame(Kind.ACCEPTED, self._session_id, OFFLINE_STEP, []))
 
     def step(self, number: int, body: bytes) -> bytes:

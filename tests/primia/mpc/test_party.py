@@ -350,3 +350,32 @@ def test_frames_hold_what_their_header_says():
     body = frame(Kind.REQUEST, SESSION, 7, [b"ab", b"cd"])
     assert len(body) == HEADER_BYTES + 4
     assert body[-4:] == b"abcd"
+
+
+@pytest.mark.parametrize("result", ["scores", "label"])
+def test_a_client_goes_on_behind_an_offline_message_made_before(result):
+    """Of the same half and session: the same message, and the same result."""
+    plan = tiny_plan(result)
+    plain, ahead = (Session(plan, weights_for(plan, 1)) for _ in range(2))
+    expected = plain.run(IMAGE)
+    body, share = ahead.client.offline(), ahead.client.share()
+    assert body == plain.offline
+    half = Half.open(ahead.deal.half(1), ahead.plan, 1, 1, DEAL)
+    later = Client(PreparedOpening(ahead.plan, ahead.opening), half, SESSION)
+    with pytest.raises(UnexpectedMessage):
+        later.first(IMAGE)
+    with pytest.raises(UnexpectedMessage):
+        later.share()
+    for wrong in (b"", share[:-4], share + bytes(4)):
+        with pytest.raises(MalformedMessage):
+            later.restore(wrong)
+    later.restore(share)
+    with pytest.raises(UnexpectedMessage):
+        later.offline()
+    with pytest.raises(UnexpectedMessage):
+        later.restore(share)
+    ahead.owner.offline(body)
+    request = later.first(IMAGE)
+    while request is not None:
+        request = later.step(ahead.owner.step(later.request_number, request))
+    np.testing.assert_array_equal(later.result(), expected)

@@ -26,6 +26,11 @@ SERVING = {
     ("failed", "withdraw"): "withdrawn",
 }
 SESSION = {
+    ("keeping", "stored"): "kept",
+    ("keeping", "asked"): "preparing",
+    ("keeping", "broke"): "failed",
+    ("kept", "asked"): "preparing",
+    ("kept", "broke"): "failed",
     ("preparing", "opened"): "ready",
     ("preparing", "broke"): "failed",
     ("ready", "finished"): "done",
@@ -59,5 +64,8 @@ def test_which_sessions_take_steps():
     check_steppable(SessionState.DONE, "")
     with pytest.raises(Conflict):
         check_steppable(SessionState.PREPARING, "")
+    for state in (SessionState.KEEPING, SessionState.KEPT):
+        with pytest.raises(Conflict, match="asked for ahead only"):
+            check_steppable(state, "")
     with pytest.raises(Spent, match="the worker is gone"):
         check_steppable(SessionState.FAILED, "the worker is gone")
