@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,16 @@ from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from primia.aggregation import server
+from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.masking import Words
-from primia.aggregation.plain import WeightedMean
+from primia.aggregation.plain import weighted_sum
 from primia.aggregation.quantise import step as quantisation_step
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.wire import HEADER_BYTES, Header, Kind, read_integers
 from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
+from primia.errors import LocalError, MalformedMessage
 from primia.evaluation import sums
 from primia.learning.layout import Vector
 from primia.learning.server import Moments, step
@@ -35,6 +40,20 @@ from services.model_owner.rounds.tables import Contribution, Round, Run
 from services.model_owner.rounds.uploads import kind_of, round_file
 
 log = get_logger(__name__)
+# Updates that wait on the disk until a sum is written: it is as large as one, or as two plain ones,
+# and in a round of no more sites there is none at all: they are added up when it is opened.
+TOGETHER = 8
+
+
+class Lost(LocalError):
+    """What the disk had confirmed is not there."""
+
+    code = "lost-update"
+    title = "An update was lost"
+    status = 500
+
+    def __init__(self) -> None:
+        super().__init__("An update or the sum is not on the disk as it was.")
 
 
 def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
@@ -42,46 +61,96 @@ def sum_file(ctx: Context, run: Run, row: Round, summed: int) -> Path:
     return round_file(ctx.files, run.id, row.number, f"sum-{summed}")
 
 
-def add_updates(ctx: Context, run: Run, row: Round, contributions: list[Contribution]) -> None:
+def held(contributions: Sequence[Contribution]) -> list[Contribution]:
+    """Those that count and still lie beside the sum, in the order in which they are added."""
+    there = [each for each in contributions if each.upload and each.stage >= Stage.ABSORBED]
+    return sorted(there, key=lambda each: each.node)
+
+
+def add_updates(ctx: Context, run: Run, row: Round, added: Sequence[Contribution]) -> None:
     """Write the sum with these updates, added in this order, from the one without them: first the
-    integers that travelled beside them, then the values."""
-    count, kind = secure.groups(run, row).size, kind_of(row)
-    beside = total = None
-    for contribution in contributions:
-        assert contribution.upload is not None  # of stage UPLOADED
-        assert contribution.report is not None
-        update = round_file(ctx.files, run.id, row.number, contribution.upload)
-        with update.open("rb") as file:
-            integers = Header.parse(file.read(HEADER_BYTES)).integers
-            if total is None or beside is None:
-                dtype = kind.dtype if row.secure else "<f8"
-                beside, total = _read_sum(ctx, run, row, integers, count, dtype)
-            beside += read_integers(file, integers)
-            if row.secure:
-                server.RunningSum(count, total, kind).add(file)
-            else:
-                WeightedMean(count, total).add(file, int(contribution.report["samples"]))
-    if total is None or beside is None:
-        return
-    after = sum_file(ctx, run, row, row.summed + len(contributions))
-    ctx.files.require(beside.nbytes + total.nbytes)
-    with ctx.files.replacing(after) as written:
+    integers that travelled beside them, then the values. Raises Lost, StorageFull."""
+    with ctx.db.reading() as session:
+        integers = beginning.integers(session, run, row)
+    count, dtype = secure.groups(run, row).size, _sum_dtype(row)
+    ctx.files.require(8 * integers + np.dtype(dtype).itemsize * count)
+    after = sum_file(ctx, run, row, row.summed + len(added))
+    with (
+        _summing(ctx, run, row, added, integers) as (beside, pieces),
+        ctx.files.replacing(after) as written,
+    ):
         written.write(beside.view(np.uint8).data)
-        written.write(total.view(np.uint8).data)
+        for _, piece in pieces:
+            written.write(piece.view(np.uint8).data)
 
 
-def _read_sum(
-    ctx: Context, run: Run, row: Round, integers: int, count: int, dtype: str
+@contextlib.contextmanager
+def _summing(
+    ctx: Context, run: Run, row: Round, added: Sequence[Contribution], integers: int
+) -> Iterator[tuple[NDArray[np.uint64], Iterator[tuple[slice, NDArray[Any]]]]]:
+    """The sum so far with these updates: its integers, and its values piece by piece."""
+    count, kind = secure.groups(run, row).size, kind_of(row)
+    with contextlib.ExitStack() as files:
+        try:
+            before, updates = _opened_files(ctx, run, row, added, files)
+            beside = np.zeros(integers, dtype=Kind.INTEGERS.dtype)
+            for file in (*updates, *([before] if before else [])):
+                beside += read_integers(file, integers)
+            if row.secure:
+                yield beside, server.masked_sum(count, updates, kind, before)
+            else:
+                weighed = list(zip(updates, map(_images, added), strict=True))
+                yield beside, weighted_sum(count, weighed, before)
+        except (FileNotFoundError, MalformedMessage, InvalidUpdate) as error:
+            raise Lost from error
+
+
+def _opened_files(
+    ctx: Context, run: Run, row: Round, added: Sequence[Contribution], files: contextlib.ExitStack
+) -> tuple[BufferedReader | None, list[BufferedReader]]:
+    """The sum so far, if there is one, and the updates behind their headers."""
+    before = None
+    if row.summed:
+        before = files.enter_context(sum_file(ctx, run, row, row.summed).open("rb"))
+    updates = []
+    for each in added:
+        path = round_file(ctx.files, run.id, row.number, each.upload or "")
+        updates.append(files.enter_context(path.open("rb")))
+        Header.parse(updates[-1].read(HEADER_BYTES))
+    return before, updates
+
+
+def _images(contribution: Contribution) -> int:
+    assert contribution.report is not None  # of a site that has trained
+    return int(contribution.report["samples"])
+
+
+def _sum_dtype(row: Round) -> str:
+    return kind_of(row).dtype if row.secure else "<f8"
+
+
+def _masked_total(
+    ctx: Context, session: Session, run: Run, row: Round
 ) -> tuple[NDArray[np.uint64], NDArray[Any]]:
-    """(integers,) and (count,): what was summed so far."""
-    beside = Kind.INTEGERS
-    if row.summed == 0:
-        return np.zeros(integers, dtype=beside.dtype), np.zeros(count, dtype=dtype)
-    file = sum_file(ctx, run, row, row.summed)
-    return (
-        np.fromfile(file, dtype=beside.dtype, count=integers),
-        np.fromfile(file, dtype=dtype, offset=beside.value_bytes * integers),
-    )
+    """(integers,) and (count,): the sum of a secure round, still masked."""
+    integers = beginning.integers(session, run, row)
+    total = np.empty(secure.groups(run, row).size, dtype=_sum_dtype(row))
+    added = held(store.contributions(session, row.id))
+    with _summing(ctx, run, row, added, integers) as (beside, pieces):
+        for part, piece in pieces:
+            total[part] = piece
+    return beside, total
+
+
+def _plain_mean(ctx: Context, session: Session, run: Run, row: Round) -> Vector:
+    mean = np.empty(secure.groups(run, row).size, dtype=np.float32)
+    contributions = store.contributions(session, row.id)
+    samples = sum(_images(each) for each in contributions if each.stage >= Stage.ABSORBED)
+    with _summing(ctx, run, row, held(contributions), 0) as (_, pieces):
+        for part, total in pieces:
+            np.divide(total, samples, out=total)
+            mean[part] = total
+    return mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +167,12 @@ def mean_update(
 ) -> tuple[Vector, Figures | None]:
     """The weighted mean of the survivors' changes, float32 (values,), and the figures beside it.
 
-    Raises BelowThreshold or InconsistentRound where the masks cannot be removed.
+    Raises Lost; BelowThreshold or InconsistentRound where the masks cannot be removed.
     """
-    count = secure.groups(run, row).size
     if not row.secure:
-        _, total = _read_sum(ctx, run, row, 0, count, "<f8")
-        mean = WeightedMean(count, total, _samples(session, row))
-        return mean.result(total.view(np.float32)[:count]), None
-    integers = beginning.integers(session, run, row)
+        return _plain_mean(ctx, session, run, row), None
     masked: NDArray[np.uint32]
-    beside, masked = _read_sum(ctx, run, row, integers, count, "<u4")
+    beside, masked = _masked_total(ctx, session, run, row)
     roster = secure.roster(session, run, row)
     outcome = secure.outcome(session, row, roster)
     _unmask(ctx, session, row, roster, outcome, masked, beside)
@@ -134,9 +199,8 @@ def _scores(total: sums.Sums) -> Scores:
 def evaluations(ctx: Context, session: Session, run: Run, row: Round) -> dict[str, ModelEvaluation]:
     """Of each model, over the sites that show none of their own. Raises as ``mean_update``, or
     sums.Contradictory."""
-    count = secure.groups(run, row).size
     total: sums.Sums
-    _, total = _read_sum(ctx, run, row, 0, count, "<u8")
+    _, total = _masked_total(ctx, session, run, row)
     roster = secure.roster(session, run, row)
     _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), total)
     names = [LAST, *(each.name for each in store.others(run))]
@@ -170,7 +234,7 @@ def statistics(ctx: Context, session: Session, run: Run, row: Round) -> Statisti
     """What the sum of a measuring round says. Raises as ``mean_update``, or Contradictory."""
     card = store.proposal_of(run).model
     total: NDArray[np.uint64]
-    _, total = _read_sum(ctx, run, row, 0, secure.groups(run, row).size, "<u8")
+    _, total = _masked_total(ctx, session, run, row)
     roster = secure.roster(session, run, row)
     _unmask(ctx, session, row, roster, secure.outcome(session, row, roster), total)
     size = store.request_of(run).training.image_size
@@ -198,14 +262,6 @@ def _unmask(
     server.remove_masks(total, roster, outcome, recovered)
     if beside is not None and len(beside):
         server.remove_masks_beside(beside, roster, outcome, recovered)
-
-
-def _samples(session: Session, row: Round) -> int:
-    return sum(
-        int(contribution.report["samples"])
-        for contribution in store.contributions(session, row.id)
-        if contribution.stage >= Stage.ABSORBED and contribution.report
-    )
 
 
 def model_file(ctx: Context, run: Run, number: int) -> Path:

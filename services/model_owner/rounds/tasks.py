@@ -10,17 +10,16 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from primia.aggregation.errors import InvalidUpdate
 from primia.chassis.context import Context
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import Held, lease
 from primia.chassis.telemetry import get_logger
-from primia.errors import InvalidInput, MalformedMessage, PeerError, StorageFull
+from primia.errors import InvalidInput, PeerError, StorageFull
 from primia.learning.statistics import Statistics
 from primia.messages.rounds import ModelEvaluation, Scores
 from services.model_owner.registry import store as registry
@@ -63,57 +62,71 @@ def _open_if_due(ctx: Context, round_id: str) -> None:
         ctx.jobs.enqueue("rounds.open", round_id)
 
 
-Waiting = tuple[Run, Round, list[Contribution]]
+class Waiting(NamedTuple):
+    """``waiting``: updates that may be counted now, in the order in which they are added;
+    ``together``: those that lie beside the sum already, and these."""
+
+    run: Run
+    row: Round
+    waiting: list[Contribution]
+    together: list[Contribution]
 
 
 def _waiting(ctx: Context, round_id: str) -> Waiting | None:
-    """The updates that may be added now, in the order in which they are."""
     with ctx.db.reading() as session:
         row = session.get(Round, round_id)
         if row is None or store.phase_of(row) in CLOSED:
             return None
-        there = {each.node: each for each in store.contributions(session, round_id)}
-        names = absorbable(store.members(there.values()), secure=row.secure)
+        contributions = store.contributions(session, round_id)
+        there = {each.node: each for each in contributions}
+        names = absorbable(store.members(contributions), secure=row.secure)
         if not names:
             return None
-        return store.find(session, row.run), row, [there[name] for name in names]
+        waiting = [there[name] for name in names]
+        together = [*opening.held(contributions), *waiting]
+        return Waiting(store.find(session, row.run), row, waiting, together)
 
 
 def _absorb_waiting(ctx: Context, round_id: str, held: Held) -> bool:
-    """Those that are there at once: the sum, as large as an update, is read and written once."""
+    """Count those that are there; too many of them become one sum, read and written once."""
     found = _waiting(ctx, round_id)
     if found is None:
         return False
-    run, row, contributions = found
+    run, row, _, together = found
+    if len(together) <= opening.TOGETHER:
+        return _absorbed(ctx, found, held)
     try:
         with _full_disk_is_told(ctx, run.id):
-            opening.add_updates(ctx, run, row, contributions)
-    except (FileNotFoundError, MalformedMessage, InvalidInput, InvalidUpdate) as error:
+            opening.add_updates(ctx, run, row, together)
+    except opening.Lost as error:
         # The run was ended and cleaned meanwhile; or the disk lost what it had confirmed.
-        log.warning("an update could not be added", round=round_id, error=type(error).__name__)
+        log.warning("an update could not be added", round=round_id, error=error.detail)
         return _lost_file(ctx, found, held)
-    if not _absorbed(ctx, found, held):
+    names = [each.upload or "" for each in together]
+    if not _absorbed(ctx, found, held, summed=len(together)):
         return False
     opening.sum_file(ctx, run, row, row.summed).unlink(missing_ok=True)
-    for contribution in contributions:
-        update = round_file(ctx.files, run.id, row.number, contribution.upload or "")
-        update.unlink(missing_ok=True)
+    for name in names:
+        round_file(ctx.files, run.id, row.number, name).unlink(missing_ok=True)
     return True
 
 
-def _absorbed(ctx: Context, found: Waiting, held: Held) -> bool:
-    before, row_before, waiting = found
+def _absorbed(ctx: Context, found: Waiting, held: Held, summed: int = 0) -> bool:
+    """``summed``: how many there are in a new sum: all that wait or lay beside the old one."""
     with ctx.db.session() as session:
-        run = store.find(session, before.id, lock=True)
-        row = session.get_one(Round, row_before.id)
-        added = [session.get_one(Contribution, (row.id, each.node)) for each in waiting]
+        run = store.find(session, found.run.id, lock=True)
+        row = session.get_one(Round, found.row.id)
+        added = [session.get_one(Contribution, (row.id, each.node)) for each in found.waiting]
         waits = all(each.stage == Stage.UPLOADED for each in added)
         closed = store.phase_of(row) in CLOSED
-        if not waits or closed or row.summed != row_before.summed or held.lost.is_set():
+        if not waits or closed or row.summed != found.row.summed or held.lost.is_set():
             return False
         for each in added:
-            each.stage, each.upload = Stage.ABSORBED, None
-        row.summed += len(added)
+            each.stage = Stage.ABSORBED
+        if summed:
+            for each in found.together:
+                session.get_one(Contribution, (row.id, each.node)).upload = None
+            row.summed += summed
         session.flush()
         progress.advance(ctx, session, run)
     return True
@@ -132,17 +145,14 @@ def _full_disk_is_told(ctx: Context, run_id: str) -> Iterator[None]:
 
 
 def _lost_file(ctx: Context, found: Waiting, held: Held) -> bool:
-    before, row_before, waiting = found
     with ctx.db.session() as session:
-        run = store.find(session, before.id, lock=True)
-        row = session.get_one(Round, row_before.id)
-        there = [session.get_one(Contribution, (row.id, each.node)) for each in waiting]
+        run = store.find(session, found.run.id, lock=True)
+        row = session.get_one(Round, found.row.id)
+        there = [session.get_one(Contribution, (row.id, each.node)) for each in found.waiting]
         uploaded = all(each.stage == Stage.UPLOADED for each in there)
-        unchanged = row.summed == row_before.summed and uploaded
+        unchanged = row.summed == found.row.summed and uploaded
         if unchanged and store.phase_of(row) not in CLOSED and not held.lost.is_set():
-            progress.abandon(
-                ctx, session, run, row, "an update or the sum is not on the disk as it was"
-            )
+            progress.abandon(ctx, session, run, row, opening.Lost().detail)
             progress.advance(ctx, session, run)
     return False
 
@@ -159,8 +169,8 @@ def open_round(ctx: Context, round_id: str) -> None:
             run = store.find(session, row.run)
             try:
                 result = _result(ctx, session, run, row)
-            except (PeerError, InvalidInput, FileNotFoundError) as error:
-                reason = getattr(error, "detail", "the sum or the model is gone from the disk")
+            except (PeerError, InvalidInput, opening.Lost, FileNotFoundError) as error:
+                reason = getattr(error, "detail", "the model is gone from the disk")
                 result = None
         if result is None:
             _cannot_open(ctx, run.id, round_id, reason, held)
@@ -259,8 +269,10 @@ def _record_opening(
 
 
 def _forget_round(ctx: Context, before: Run, row: Round, kept: Model | None) -> None:
-    """All that is not needed any more; ``kept``: the best model so far."""
-    shutil.rmtree(round_file(ctx.files, before.id, row.number, "x").parent, ignore_errors=True)
+    """All that is not needed any more, of abandoned rounds too; ``kept``: the best model so far."""
+    for folder in (ctx.files.root / "runs" / before.id).glob("*/"):
+        if folder.name.isdigit() and int(folder.name) <= row.number:
+            shutil.rmtree(folder, ignore_errors=True)
     if row.purpose != "train":  # the weights stay
         return
     earlier = Course.model_validate(before.course).best

@@ -15,7 +15,7 @@ is in it, and the reveals. ``Roster.of`` and ``Outcome.of`` rebuild the public f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from primia.aggregation.opening import (
 from primia.aggregation.roster import Roster, check_signature
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import MAX_VALUES, Assumed, Groups, RoundId
-from primia.aggregation.wire import Kind, Payload, chunks
+from primia.aggregation.wire import Kind, Payload, chunks, side_by_side
 from primia.errors import InvalidInput
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "check_envelopes",
     "check_reveal",
     "inbox",
+    "masked_sum",
     "mean",
     "recover",
     "remove_masks",
@@ -78,6 +79,19 @@ class RunningSum:
         """Add a payload of exactly so many values; raises ``MalformedMessage`` otherwise."""
         for part, words in chunks(payload, len(self.total), self._dtype):
             np.add(self.total[part], words, out=self.total[part])
+
+
+def masked_sum(
+    count: int, updates: Sequence[Payload], kind: Kind, before: Payload | None = None
+) -> Iterator[tuple[slice, Words]]:
+    """The sum of ``RunningSum`` over all updates at once, in pieces: (where, words).
+
+    ``before``: a sum to begin with. A piece is overwritten by the next one.
+    """
+    for part, total, pieces in side_by_side(count, updates, kind.dtype, before, kind.dtype):
+        for words in pieces:
+            np.add(total, words, out=total)
+        yield part, total
 
 
 def check_advertisement(

@@ -10,7 +10,7 @@ streams the payload to disk or into a sum without holding it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, BinaryIO, Protocol
@@ -179,6 +179,26 @@ def chunks(payload: Payload, count: int, dtype: str) -> Iterator[tuple[slice, ND
         yield part, buffer[:length]
     if payload.readinto(memoryview(bytearray(1))):
         raise MalformedMessage("The update has bytes left over behind its last value.")
+
+
+def side_by_side(
+    count: int, payloads: Sequence[Payload], dtype: str, before: Payload | None, sum_dtype: str
+) -> Iterator[tuple[slice, NDArray[Any], list[NDArray[Any]]]]:
+    """Payloads of ``count`` values each, read together: (where, sum so far, a piece of each).
+
+    The sum so far is the piece of ``before``, of ``sum_dtype``, or zeros: to be added to in place.
+    All are overwritten by the next pieces. Raises ``MalformedMessage`` for another length.
+    """
+    rows = [chunks(payload, count, dtype) for payload in payloads]
+    sums = None if before is None else chunks(before, count, sum_dtype)
+    space = np.empty(min(_CHUNK, count), dtype=sum_dtype)
+    for start in range(0, count, _CHUNK):
+        part = slice(start, min(start + _CHUNK, count))
+        total = space[: part.stop - part.start]
+        total[:] = 0 if sums is None else next(sums)[1]
+        yield part, total, [next(row)[1] for row in rows]
+    for row in (*rows, *([sums] if sums else [])):
+        next(row, None)  # looks for bytes that are left over
 
 
 def _view(payload: bytes | bytearray | memoryview | NDArray[Any]) -> memoryview:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from primia.aggregation.errors import InvalidUpdate
-from primia.aggregation.plain import WeightedMean
+from primia.aggregation.plain import WeightedMean, weighted_sum
 from primia.errors import InvalidInput, MalformedMessage
 from tests.primia.aggregation.federation import weighted_mean
 
@@ -109,3 +109,33 @@ def test_a_stored_mean_of_another_round_is_refused(stored: Any) -> None:
 def test_means_of_absurd_sizes_are_refused(count: int) -> None:
     with pytest.raises(InvalidInput):
         WeightedMean(count)
+
+
+@pytest.mark.parametrize("count", [1, 5, (1 << 18) + 3])
+def test_updates_read_side_by_side_give_the_sum_of_one_after_the_other(count: int) -> None:
+    rng = np.random.default_rng(5)
+    updates = [rng.normal(size=count).astype("<f4") for _ in range(3)]
+    one_by_one = WeightedMean(count)
+    for number, update in enumerate(updates, start=1):
+        one_by_one.add(update, number)
+    first = [piece.copy() for _, piece in weighted_sum(count, [(updates[0], 1)])]
+    before = io.BytesIO(np.concatenate(first).tobytes())
+    rest = [(io.BytesIO(each.tobytes()), n) for n, each in enumerate(updates[1:], start=2)]
+    total = np.concatenate([piece.copy() for _, piece in weighted_sum(count, rest, before)])
+    np.testing.assert_array_equal(total, one_by_one.total)
+
+
+@pytest.mark.parametrize("size", [4 * 5 - 1, 4 * 5 + 1])
+def test_updates_read_side_by_side_have_the_announced_length(size: int) -> None:
+    update = np.zeros(5, dtype="<f4")
+    with pytest.raises(MalformedMessage):
+        list(weighted_sum(5, [(io.BytesIO(update.tobytes()), 1), (io.BytesIO(bytes(size)), 1)]))
+    with pytest.raises(MalformedMessage):
+        list(weighted_sum(5, [(update, 1)], io.BytesIO(bytes(2 * size))))
+
+
+def test_an_update_read_beside_others_that_is_not_finite_is_named_by_its_index() -> None:
+    update = np.zeros(300_000, dtype="<f4")
+    update[270_000] = np.nan
+    with pytest.raises(InvalidUpdate, match="270000"):
+        list(weighted_sum(300_000, [(np.zeros(300_000, dtype="<f4"), 1), (update, 1)]))

@@ -51,7 +51,7 @@ def dies_once(monkeypatch, owner, name: str, *, after: bool) -> list[str]:
 
 POINTS = [
     (opening, "add_updates", True),
-    (opening, "_read_sum", False),
+    (opening, "_opened_files", False),
     (tasks, "_absorbed", True),
     (opening, "mean_update", True),
     (opening, "write_model", True),
@@ -64,21 +64,40 @@ POINTS = [
 ]
 
 
+@pytest.fixture(params=[0, 8], ids=["summed at once", "summed together"])
+def together(request, monkeypatch) -> int:
+    """How many updates may lie beside the sum."""
+    monkeypatch.setattr(opening, "TOGETHER", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_worker_that_dies_anywhere_is_taken_over(federation, monkeypatch, mode):
-    """It dies eleven times in one run, at each point once."""
+def test_a_worker_that_dies_anywhere_is_taken_over(federation, monkeypatch, mode, together):
+    """It dies ten or eleven times in one run, at each point once."""
     federation.with_model()
     wanted = finished(federation, start(federation, mode))
     run = start(federation, mode)
-    deaths = [dies_once(monkeypatch, owner, name, after=after) for owner, name, after in POINTS]
+    points = [each for each in POINTS if not (together and each[1] == "add_updates")]
+    deaths = [dies_once(monkeypatch, owner, name, after=after) for owner, name, after in points]
     for _ in range(2 * len(POINTS)):
         try:
             federation.run_out()
         except Killed:
             continue
         break
-    assert [len(died) for died in deaths] == [1] * len(POINTS)
+    assert [len(died) for died in deaths] == [1] * len(points)
     np.testing.assert_array_equal(finished(federation, run), wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sum_is_the_same_however_often_it_is_written(federation, monkeypatch, mode):
+    federation.with_model()
+    found = []
+    for together in (0, 1, 8):
+        monkeypatch.setattr(opening, "TOGETHER", together)
+        found.append(finished(federation, start(federation, mode)))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -100,7 +119,8 @@ def test_an_owner_that_is_restarted_in_every_phase_goes_on(federation, make_owne
     np.testing.assert_array_equal(finished(federation, run), wanted)
 
 
-def test_a_dead_workers_lease_runs_out_and_another_absorbs(federation):
+def test_a_dead_workers_lease_runs_out_and_another_absorbs(federation, monkeypatch):
+    monkeypatch.setattr(opening, "TOGETHER", 0)
     federation.with_model()
     run = federation.start(**MODES["secure"])
     federation.until("upload")
@@ -143,7 +163,7 @@ def test_tasks_that_run_twice_do_not_show(federation):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"0123")])
-def test_a_sum_that_the_disk_lost_costs_the_round_and_not_the_run(federation, damage):
+def test_a_sum_that_the_disk_lost_costs_the_round_and_not_the_run(federation, together, damage):
     federation.with_model()
     run = federation.start(**MODES["secure"])
     federation.until("upload")

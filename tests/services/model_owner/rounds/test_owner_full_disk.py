@@ -49,6 +49,7 @@ def run_out_patiently(federation: Federation) -> int:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("owner", "name"), POINTS)
 def test_a_run_waits_for_space_and_loses_nothing(federation, monkeypatch, mode, owner, name):
+    monkeypatch.setattr(opening, "TOGETHER", 0)
     federation.with_model()
     wanted = finished(federation, start(federation, mode))
     run = start(federation, mode)
