@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from primia.aggregation.wire import Header, frame
+from primia.aggregation.terms import RoundId
+from primia.aggregation.wire import HEADER_BYTES, Header, Kind, frame
 from primia.chassis.context import Context
+from primia.chassis.files import replace_durably
 from primia.errors import LocalError, MalformedMessage
 from primia.messages.rounds import Candidate
 
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """``change``: float32, the difference that local training made; secret to this site."""
+    """``change``: the difference that local training made, float32; secret to this site."""
 
     ctx: Context
     run: str
@@ -30,7 +32,7 @@ class RoundFiles:
 
     @property
     def change(self) -> Path:
-        return self._path("change.f4")
+        return self._path("change.frame")
 
     @property
     def values(self) -> Path:
@@ -61,10 +63,9 @@ class RoundFiles:
         missing = size - (target.stat().st_size if target.exists() else 0)
         self.ctx.files.require(max(0, missing))
         owner = self.ctx.peers.client(self.ctx.settings.owner_name, self.ctx.settings.owner_url)
-        owner.download(path, target, size)
-        with target.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
+        seen = _Seen()
+        owner.download(path, target, size, seen.piece)
+        if seen.digest(target) != digest:
             target.unlink()
             raise MalformedMessage(
                 f"The weights at {path} are not those that the model owner announced: their digest "
@@ -73,16 +74,27 @@ class RoundFiles:
         return target
 
     def keep_change(self, change: NDArray[np.float32]) -> None:
-        self.ctx.files.write(self.change, np.ascontiguousarray(change, dtype="<f4").data.cast("B"))
+        """As the frame that a plain round sends."""
+        round_id = RoundId(bytes.fromhex(self.run), self.number)
+        vector = np.ascontiguousarray(change, dtype="<f4")
+        self._keep_frame(self.change, Header(Kind.PLAIN, round_id, len(vector)), vector)
 
     def read_change(self) -> NDArray[np.float32]:
         try:
-            change = np.fromfile(self.change, dtype="<f4")
+            change = np.fromfile(self.change, dtype="<f4", offset=HEADER_BYTES)
         except FileNotFoundError:
             change = np.empty(0, dtype="<f4")
         if not change.size:
-            raise LocalError("The change of this round is no longer on this site's disk.")
+            raise _change_is_gone()
         return change
+
+    def send_change(self) -> None:
+        """The change becomes the update, as it is. It may have, before a crash."""
+        try:
+            replace_durably(self.change, self.update)
+        except FileNotFoundError:
+            if not self.update.exists():
+                raise _change_is_gone() from None
 
     def keep_carried(self, carried: bytes) -> None:
         """What local training takes into the next round, sealed; then what earlier rounds kept
@@ -129,14 +141,48 @@ class RoundFiles:
         integers: NDArray[np.uint64] | None = None,
     ) -> None:
         """Exactly the bytes that will be sent, however often."""
+        self._keep_frame(self.update, header, vector, integers)
+
+    def _keep_frame(
+        self,
+        target: Path,
+        header: Header,
+        vector: NDArray[np.generic],
+        integers: NDArray[np.uint64] | None = None,
+    ) -> None:
         self.ctx.files.require(header.frame_bytes)
-        with self.ctx.files.replacing(self.update) as file:
+        with self.ctx.files.replacing(target) as file:
             for piece in frame(header, vector, integers):
                 file.write(piece)
 
     def forget(self, *paths: Path) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+class _Seen:
+    """The SHA-256 of a download as it comes."""
+
+    def __init__(self) -> None:
+        self._found, self._end = hashlib.sha256(), 0
+
+    def piece(self, at: int, data: bytes | memoryview) -> None:
+        if at == 0:  # it began, perhaps anew
+            self._found, self._end = hashlib.sha256(), 0
+        if at == self._end:
+            self._found.update(data)
+            self._end += len(data)
+
+    def digest(self, file: Path) -> str:
+        """Of the whole file, read again if not all of it came now."""
+        if self._end == file.stat().st_size:
+            return self._found.hexdigest()
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _change_is_gone() -> LocalError:
+    return LocalError("The change of this round is no longer on this site's disk.")
 
 
 def wipe(ctx: Context, run: str, *, below: int | None = None) -> None:

@@ -110,8 +110,7 @@ def upload(job: Job, item: Upload) -> None:
         state = _masked(files, _state(job, item), item, began, proposal)
         sealed = secure.seal(state, ctx.secrets, run.id, item.round)
     else:
-        change = files.read_change()
-        files.keep_update(_header(item, Kind.PLAIN, len(change)), change)
+        files.send_change()
 
     def advance(session: Session) -> None:
         _advance(session, run.id, item.round, here)

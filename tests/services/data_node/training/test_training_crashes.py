@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from primia.aggregation.wire import HEADER_BYTES
 from primia.errors import PeerUnavailable, StorageFull
 from primia.messages import rounds as messages
 from services.data_node.training import delivery, intake, steps, store, tasks
@@ -92,18 +93,33 @@ def test_computed_but_not_stored_is_computed_again(federation, monkeypatch, kind
     assert run_row(node).state == "finished"
 
 
+def test_a_plain_change_that_became_the_update_before_a_crash_is_sent(federation, monkeypatch):
+    grid = federation(secure=False, rounds=1)
+    grid.until("report", 1)
+    node = grid.nodes[0]
+    folder = node.files.root / "rounds" / RUN / "1"
+    change = (folder / "change.frame").read_bytes()
+    kill_once(monkeypatch, Job, "answer")
+    with pytest.raises(Killed):
+        turn(node)
+    assert not (folder / "change.frame").exists()
+    row = turn(node)
+    assert item_row(node, row).state == "sent"
+    assert grid.owner.answers["node-a", "update", 1] == change
+
+
 def test_training_again_makes_the_identical_change(federation, monkeypatch):
     grid = federation(secure=True, rounds=1)
     before(grid, "report")
     node = grid.nodes[0]
-    change = node.files.root / "rounds" / RUN / "1" / "change.f4"
+    change = node.files.root / "rounds" / RUN / "1" / "change.frame"
     kill_once(monkeypatch, Job, "answer")
     with pytest.raises(Killed):
         turn(node)
-    first = np.fromfile(change, "<f4")
+    first = np.fromfile(change, "<f4", offset=HEADER_BYTES)
     change.unlink()
     turn(node)
-    second = np.fromfile(change, "<f4")
+    second = np.fromfile(change, "<f4", offset=HEADER_BYTES)
     assert np.abs(first).max() > 0
     np.testing.assert_array_equal(first, second)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from primia.aggregation.quantise import tolerance
+from primia.aggregation.wire import HEADER_BYTES
 from primia.messages import rounds as messages
 from services.data_node.datasets import store as datasets
 from services.data_node.training import store
@@ -14,6 +15,11 @@ from tests.services.data_node.training.conftest import NAMES, item_row, run_row,
 from tests.support.owner_double import RUN
 
 SECURE_ROUND = ["report", "envelopes", "update", "confirmation", "shares"]
+
+
+def kept_change(node) -> np.ndarray:
+    file = node.files.root / "rounds" / RUN / "1" / "change.frame"
+    return np.fromfile(file, "<f4", offset=HEADER_BYTES)
 
 
 def test_a_secure_run_from_review_to_stop(federation, database_url: str):
@@ -62,7 +68,9 @@ def test_the_opened_sum_is_the_weighted_mean_within_the_stated_step(federation):
     grid = federation(NAMES, secure=True, rounds=1)
     grid.until("report", 1)
     changes = {
-        name: np.fromfile(node.files.root / "rounds" / RUN / "1" / "change.f4", "<f4")
+        name: np.fromfile(
+            node.files.root / "rounds" / RUN / "1" / "change.frame", "<f4", offset=HEADER_BYTES
+        )
         for name, node in grid.by_name.items()
     }
     reports = grid.owner._parsed("report", messages.TrainReport, 1)
@@ -93,7 +101,9 @@ def test_a_plain_run_uploads_the_change_itself(federation):
 def test_what_goes_up_masked_is_four_bytes_a_value_and_looks_nothing_like_the_change(federation):
     grid = federation(secure=True, rounds=1)
     grid.until("report", 1)
-    change = np.fromfile(grid.nodes[0].files.root / "rounds" / RUN / "1" / "change.f4", "<f4")
+    change = np.fromfile(
+        grid.nodes[0].files.root / "rounds" / RUN / "1" / "change.frame", "<f4", offset=HEADER_BYTES
+    )
     grid.until("update", 1)
     body = grid.owner.answers["node-a", "update", 1]
     assert len(body) == 36 + 4 * len(change)
