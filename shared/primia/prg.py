@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 SEED_BYTES = 16
+_BLOCK = 16
 # update_into on reused buffers of this size runs at the speed of the AES units; larger buffers
 # leave the cache.
 _CHUNK = 1 << 20
@@ -75,13 +76,19 @@ def fresh_bytes(size: int) -> bytes:
 
 
 class Stream:
-    """The AES-128-CTR key stream of a seed under a label, consumed from front to back."""
+    """The AES-128-CTR key stream of a seed under a label, consumed from front to back.
+
+    ``start``: the byte of it that comes first; what lies before costs nothing.
+    """
 
     __slots__ = ("_encryptor",)
 
-    def __init__(self, seed: Seed, label: str) -> None:
+    def __init__(self, seed: Seed, label: str, start: int = 0) -> None:
         key = _hkdf(seed.reveal(), b"primia/stream/" + label.encode())
-        self._encryptor = Cipher(AES(key), CTR(bytes(16))).encryptor()
+        block, skipped = divmod(start, _BLOCK)
+        counter = block.to_bytes(_BLOCK, "big")
+        self._encryptor = Cipher(AES(key), CTR(counter)).encryptor()
+        self._encryptor.update(bytes(skipped))
 
     def fill(self, out: NDArray[np.uint8]) -> None:
         """Overwrite a contiguous byte array with the next stretch of the stream."""

@@ -196,11 +196,11 @@ class _ClientSide:
     def narrow(self, x: Ring, low: int) -> Ring:
         return x >> np.uint32(low)
 
-    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
+    def linear(self, op: Linear, x: Value, before: Shape, after: Shape) -> Value:
         """y1 = E * B + C1."""
         assert x is not None
         result = self._opening.apply(op.layer, x)
-        result += result_mask(self._half.seed, op.layer, len(x), shape)
+        result += result_mask(self._half.seed, op.layer, len(x), after)
         return result
 
     def gate(

@@ -1,8 +1,10 @@
 """The dealer D: correlated randomness for a plan, made before any image exists.
 
 D walks the plan with what P1's seed tells of P1's shares and writes, layer by layer, what the
-parties' seeds cannot give (``primia.mpc.material`` lists it), so its memory does not grow with the
-plan's depth. D learns shapes only and takes no part online; it never imports a party's code.
+parties' seeds cannot give (``primia.mpc.material`` lists it). Linear layers go by groups of images,
+gates by blocks of results, and shares are expanded where they are read (``primia.mpc.deferred``):
+memory grows neither with the plan's depth nor with the batch. D learns shapes only and takes no
+part online; it never imports a party's code.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from primia.fss.geometry import blocks
 from primia.fss.kernel import Bits, KeyBlock, Words
 from primia.fss.kernel import Generator as KeyGenerator
 from primia.fss.kernels import generator as kernel
+from primia.mpc.deferred import Deferred
 from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import (
     GateStreams,
     below_sign,
     compared_mask,
+    gate_mask,
     image_mask,
     ones,
     result_mask,
@@ -44,9 +48,12 @@ from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.selection import BITS, compared_lanes, corrections, factors
 from primia.mpc.sinks import HashedSink, Sinks, pipeline
-from primia.mpc.walk import Value, walk
+from primia.mpc.walk import walk
 from primia.prg import SEED_BYTES, Seed
 from primia.ring import LinearMap, Ring
+
+# Values of a linear layer, read or written, that are worked on at a time.
+_GROUP = 1 << 18
 
 
 def deal(
@@ -71,7 +78,10 @@ def deal(
     root = root or Seed.fresh()
     seeds = root.derive("p0"), root.derive("p1")
     secrets = {"p0": seeds[0].reveal(), "p1": seeds[1].reveal(), "common": bytes(SEED_BYTES)}
-    image = image_mask(seeds[1], batch, plan.input_shape)
+    image = Deferred.seeded(
+        lambda first, count: image_mask(seeds[1], count, plan.input_shape, first),
+        plan.input_shape,
+    )
     with pipeline() as through:
         out = {
             part: HashedSink(sink, header(part, plan, batch, deal_id, secrets[part]), through)
@@ -106,27 +116,31 @@ class _Dealer:
         self._common = common
         self._generator = generator
 
-    def public(self, values: Ring) -> Ring:
-        return np.zeros_like(values)
+    def public(self, values: Ring) -> Deferred:
+        shape = values.shape[1:]
+        return Deferred.seeded(lambda _, count: np.zeros((count, *shape), np.uint32), shape)
 
     def narrow(self, x: Ring, low: int) -> Ring:
         return x >> np.uint32(low)
 
-    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
+    def linear(self, op: Linear, x: Deferred | None, before: Shape, after: Shape) -> None:
         """C0 = A * B - C1. P1's share of the result depends on E, which D does not know."""
         assert x is not None, "the plan lets linear layers read dealt values only"
-        weight = weight_mask(self._mask, op.layer, op.weight_shape(x.shape[1:]))
-        product = LinearMap(weight, window(op))(x)
-        product -= result_mask(self._seeds[1], op.layer, self._batch, shape)
-        self._p0.words(product)
-        return None
+        weight = weight_mask(self._mask, op.layer, op.weight_shape(before))
+        times = LinearMap(weight, window(op))
+        size = max(1, _GROUP // max(x.size, math.prod(before), math.prod(after)))
+        for first in range(0, self._batch, size):
+            count = min(size, self._batch - first)
+            product = times(x.part(first, count))
+            product -= result_mask(self._seeds[1], op.layer, count, after, first)
+            self._p0.words(product)
 
     def gate(
         self,
         number: int,
         gate: Gate,
-        inputs: Sequence[Value],
-    ) -> Generator[bytes, memoryview, Sequence[Ring]]:
+        inputs: Sequence[Deferred | None],
+    ) -> Generator[bytes, memoryview, Sequence[Deferred]]:
         count = self._batch * gate.count
         p0, p1 = (GateStreams(seed, number) for seed in self._seeds)
         for start, stop in blocks(count):
@@ -136,8 +150,15 @@ class _Dealer:
             for keys in block.keys:
                 self._common.array(keys)
         yield from ()
-        fresh = GateStreams(self._seeds[1], number)
-        return [fresh.words("mask", count, payload) for payload in range(gate.payloads)]
+        return [self._fresh(number, gate, payload) for payload in range(gate.payloads)]
+
+    def _fresh(self, number: int, gate: Gate, payload: int) -> Deferred:
+        """P1's share of what a gate selects."""
+        seed, each = self._seeds[1], gate.count
+        return Deferred.seeded(
+            lambda first, count: gate_mask(seed, number, payload, first * each, count * each),
+            (each,),
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,6 +14,8 @@ weight masks A come from a seed of their own, one a model version. Items of a ga
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,18 +48,27 @@ class GateStreams:
 
     def _stream(self, item: str) -> Stream:
         if item not in self._streams:
-            self._streams[item] = Stream(self._seed, f"gate/{self._gate}/{item}")
+            self._streams[item] = Stream(self._seed, _label(self._gate, item))
         return self._streams[item]
 
 
-def image_mask(client: Seed, batch: int, shape: Shape) -> Ring:
-    """B of the image, (N, C, H, W)."""
-    return Stream(client, "image").words((batch, *shape))
+def _label(gate: int, item: str) -> str:
+    return f"gate/{gate}/{item}"
 
 
-def result_mask(client: Seed, layer: str, batch: int, shape: Shape) -> Ring:
-    """C1 of a linear layer, (N, *shape of its result)."""
-    return Stream(client, f"product/{layer}").words((batch, *shape))
+def gate_mask(client: Seed, gate: int, payload: int, first: int, count: int) -> Ring:
+    """``count`` values of B' from the one numbered ``first`` on."""
+    return Stream(client, _label(gate, f"mask.{payload}"), 4 * first).words(count)
+
+
+def image_mask(client: Seed, batch: int, shape: Shape, first: int = 0) -> Ring:
+    """B of ``batch`` images from ``first`` on, (N, C, H, W)."""
+    return Stream(client, "image", 4 * first * math.prod(shape)).words((batch, *shape))
+
+
+def result_mask(client: Seed, layer: str, batch: int, shape: Shape, first: int = 0) -> Ring:
+    """C1 of a linear layer, (N, *shape of its result), of ``batch`` images from ``first`` on."""
+    return Stream(client, f"product/{layer}", 4 * first * math.prod(shape)).words((batch, *shape))
 
 
 def weight_mask(version: Seed, layer: str, shape: Shape) -> Ring:

@@ -204,11 +204,11 @@ class _OwnerSide:
         """Rounds up, the other party down: the sum is off to either side, and fair."""
         return (x >> np.uint32(low)) + np.uint32(1)
 
-    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
+    def linear(self, op: Linear, x: Value, before: Shape, after: Shape) -> Value:
         """y0 = W * z~ + bias + C0."""
         assert x is not None
         result = self._model.apply(op.layer, x)
-        result += self._corrections.words(result.size).reshape(len(x), *shape)
+        result += self._corrections.words(result.size).reshape(len(x), *after)
         return result
 
     def gate(

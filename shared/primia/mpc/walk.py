@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from primia.mpc.deferred import V, lifted
 from primia.mpc.gate_shape import Gate, tournament_tree
 from primia.mpc.operations import (
     Add,
@@ -35,29 +36,33 @@ Value = Ring | None
 Numbered = Iterator[tuple[int, Gate]]
 
 
-class Side(Protocol):
-    """What a role does by itself; batches come first, gates take and return flat values."""
+class Side(Protocol[V]):
+    """What a role does by itself; batches come first, gates take and return flat values.
 
-    def linear(self, op: Linear, x: Value, shape: Shape) -> Value:
-        """This side's share of the layer's result, (N, *shape)."""
+    V: known shares, at hand (``Ring``) or ``Deferred``.
+    """
+
+    def linear(self, op: Linear, x: V | None, before: Shape, after: Shape) -> V | None:
+        """From this side's share of what the layer reads, (N, *before), to its share of the result,
+        (N, *after)."""
 
     def narrow(self, x: Ring, low: int) -> Ring:
         """This side's share without its low bits."""
 
     def gate(
-        self, number: int, gate: Gate, inputs: Sequence[Value]
-    ) -> Generator[bytes, memoryview, Sequence[Ring]]:
+        self, number: int, gate: Gate, inputs: Sequence[V | None]
+    ) -> Generator[bytes, memoryview, Sequence[V]]:
         """This side's share of what the gate selects, a payload each.
 
         ``inputs``: y of every payload, or u and v of every payload; the first payload decides.
         Shares of Z_2^n with n < 32 may carry anything above their n bits, in and out.
         """
 
-    def public(self, values: Ring) -> Ring:
+    def public(self, values: Ring) -> V:
         """This side's share of a public constant."""
 
 
-def walk(plan: Plan, batch: int, side: Side, image: Ring) -> Generator[bytes, memoryview, Value]:
+def walk(plan: Plan, batch: int, side: Side[V], image: V) -> Generator[bytes, memoryview, V | None]:
     """Evaluate the plan on this side's share of the image; returns its share of the result.
 
     The result is (N, classes), or (N,) for a label.
@@ -65,7 +70,7 @@ def walk(plan: Plan, batch: int, side: Side, image: Ring) -> Generator[bytes, me
     shapes = plan.shapes()
     gates = iter(enumerate(plan.gates()))
     last_use = {source: i for i, op in enumerate(plan.ops) for source in op.sources}
-    values: dict[int, Value] = {0: image}
+    values: dict[int, V | None] = {0: image}
     for i, op in enumerate(plan.ops):
         inputs = [values[source] for source in op.sources]
         before = (batch, *shapes[op.sources[0]])
@@ -80,18 +85,22 @@ def walk(plan: Plan, batch: int, side: Side, image: Ring) -> Generator[bytes, me
 
 
 def _apply(
-    op: Operation, side: Side, inputs: list[Value], before: Shape, after: Shape, gates: Numbered
-) -> Generator[bytes, memoryview, Value]:
+    op: Operation,
+    side: Side[V],
+    inputs: list[V | None],
+    before: Shape,
+    after: Shape,
+    gates: Numbered,
+) -> Generator[bytes, memoryview, V | None]:
     (x, *_) = inputs
-    batch = before[0]
     match op:
         case Convolution() | Dense():
-            return side.linear(op, x, after)
+            return side.linear(op, x, before[1:], after)
         case Narrow():
             return _lift(lambda a: side.narrow(a, op.low), x) if op.low else x
         case Relu():
             (flat,) = yield from side.gate(*next(gates), [_lift(np.ravel, x)])
-            return flat.reshape(before)
+            return _lift(lambda a: a.reshape(-1, *before[1:]), flat)
         case MaxPool():
             return (yield from _max_pool(op, side, x, before, gates))
         case Add():
@@ -100,12 +109,12 @@ def _apply(
         case SumPool():
             return _lift(lambda a: sum_pool(a, op.kernel, Window(op.stride, op.padding)), x)
         case Flatten():
-            return _lift(lambda a: a.reshape(batch, *after), x)
+            return _lift(lambda a: a.reshape(-1, *after), x)
 
 
 def _max_pool(
-    op: MaxPool, side: Side, x: Value, shape: Shape, gates: Numbered
-) -> Generator[bytes, memoryview, Value]:
+    op: MaxPool, side: Side[V], x: V | None, shape: Shape, gates: Numbered
+) -> Generator[bytes, memoryview, V | None]:
     for axis, tree in zip((3, 2), op.trees(*shape[2:]), strict=True):
         (x,) = yield from _maxima(side, [x], shape, axis, tree, gates)
         shape = _resized(shape, axis, len(tree.last))
@@ -113,19 +122,24 @@ def _max_pool(
 
 
 def _label(
-    side: Side, scores: Value, shape: Shape, gates: Numbered
-) -> Generator[bytes, memoryview, Value]:
+    side: Side[V], scores: V | None, shape: Shape, gates: Numbered
+) -> Generator[bytes, memoryview, V | None]:
     """The index of the largest score; the first of equals, as argmax."""
-    batch, classes = shape
+    _, classes = shape
     index = np.broadcast_to(np.arange(classes, dtype=np.uint32), shape)
     tree = tournament_tree(classes)
     _, label = yield from _maxima(side, [scores, side.public(index)], shape, 1, tree, gates)
-    return _lift(lambda a: a.reshape(batch), label)
+    return _lift(np.ravel, label)
 
 
 def _maxima(
-    side: Side, values: list[Value], shape: Shape, axis: int, tree: Reduction, gates: Numbered
-) -> Generator[bytes, memoryview, list[Value]]:
+    side: Side[V],
+    values: list[V | None],
+    shape: Shape,
+    axis: int,
+    tree: Reduction,
+    gates: Numbered,
+) -> Generator[bytes, memoryview, list[V | None]]:
     """Maxima of the first value's windows along an axis; the other values follow its choice.
 
     max(a, b) = b + max(a - b, 0), max(a, b, c) = c + max(a - c, b - c, 0): a tie keeps the one
@@ -141,11 +155,8 @@ def _maxima(
             for other in others
         ]
         chosen = yield from side.gate(*next(gates), differences)
-        size = _resized(shape, axis, level.count)
-        best = [
-            _lift(lambda b, c: b + c.reshape(size), b, c)  # noqa: B023 - called at once
-            for b, c in zip(lasts, chosen, strict=True)
-        ]
+        size = _resized(shape, axis, level.count)[1:]
+        best = [_larger(b, c, size) for b, c in zip(lasts, chosen, strict=True)]
         carried = [_take(x, level.carried, axis) for x in bundle]
         bundle = [
             _lift(lambda a, b: np.concatenate([a, b], axis), a, b)
@@ -154,12 +165,17 @@ def _maxima(
     return [_take(x, tree.last, axis) for x in bundle]
 
 
-def _lift(function: Callable[..., Ring], *values: Value) -> Value:
-    """The function of known values; unknown where one of them is."""
-    return None if any(value is None for value in values) else function(*values)
+def _larger(b: V | None, chosen: V, size: Shape) -> V | None:
+    return _lift(lambda a, c: a + c.reshape(-1, *size), b, chosen)
 
 
-def _take(x: Value, index: NDArray[np.int64], axis: int) -> Value:
+def _lift(function: Callable[..., Ring], *values: V | None) -> V | None:
+    """The function of known values; unknown where one of them is. It must not mix images."""
+    known = [value for value in values if value is not None]
+    return lifted(function, known) if len(known) == len(values) else None
+
+
+def _take(x: V | None, index: NDArray[np.int64], axis: int) -> V | None:
     return _lift(lambda a: np.take(a, index, axis), x)
 
 
