@@ -2,7 +2,8 @@
 
 python -m benchmarks.kernels [--bits 21] [--blocks 8] [--runs 7] [--size 224]
 Best of the runs: processor seconds of one thread, which other work on the machine disturbs less;
-for the native kernel also one thread a core, by the clock. Then what one encrypted inference of
+for the native kernel also one thread a core, and a GPU where there is one (keys and results carried
+there and back), by the clock. Then what one encrypted inference of
 ResNet-18 has to do (AES blocks, bytes of keys, products of ring elements) over what one core of
 this machine does of each, and the parts' processor seconds.
 """
@@ -62,18 +63,26 @@ def main() -> None:
 def comparisons(shape: KeyShape, count: int, runs: int) -> None:
     print(f"comparisons of {shape.domain_bits} bits, {shape.block_bytes(BLOCK) / BLOCK:.0f} bytes")
     numbers = Numbers(shape, count)
-    cores = os.cpu_count() or 1
-    choices: list[tuple[KernelName, int]] = [("numpy", 1)]
-    if kernels.resolve("auto") == "native":
-        choices += [("native", 1), ("native", cores)] if cores > 1 else [("native", 1)]
-    for name, threads in choices:
+    for name, threads in rows():
         generator, evaluator = kernels.generator(name, threads), kernels.evaluator(name, threads)
-        clock = time.process_time if threads == 1 else time.perf_counter
+        alone = threads == 1 and name != "gpu"
+        clock = time.process_time if alone else time.perf_counter
         made = best(lambda g=generator: numbers.generate(g), runs, clock)
         read = best(lambda e=evaluator: numbers.evaluate(e), runs, clock)
         total = count * BLOCK / 1e6
         print(f"  {name:8}{threads} thread(s)  generate {total / made:6.1f} M/s", end="")
         print(f"  evaluate {total / read:6.1f} M/s")
+
+
+def rows() -> list[tuple[KernelName, int]]:
+    """Kernels that this machine has, with their threads."""
+    cores = os.cpu_count() or 1
+    found: list[tuple[KernelName, int]] = [("numpy", 1)]
+    if kernels.supported("native"):
+        found += [("native", 1), ("native", cores)] if cores > 1 else [("native", 1)]
+    if kernels.supported("gpu"):
+        found.append(("gpu", 1))
+    return found
 
 
 class Numbers:

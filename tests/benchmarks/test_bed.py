@@ -12,6 +12,7 @@ import torch
 
 import benchmarks
 from benchmarks import inference
+from benchmarks import kernels as kernel_speeds
 from benchmarks.bed.link import _Switch
 from benchmarks.bed.report import Figure, choose
 from benchmarks.inference_plots import _computed
@@ -108,3 +109,11 @@ def test_the_plots_tell_computed_rows_from_measured_ones():
 
 def test_every_group_of_the_inference_benchmark_has_its_code():
     assert list(inference.GROUPS) == list(inference._RUN)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_kernel_is_measured_where_the_machine_has_it(monkeypatch, gpu):
+    monkeypatch.setattr(kernel_speeds.kernels, "supported", lambda name: gpu or name != "gpu")
+    names = [name for name, _ in kernel_speeds.rows()]
+    assert names[:2] == ["numpy", "native"]
+    assert ("gpu" in names) == gpu
