@@ -1,9 +1,10 @@
 """Radiographs in DICOM files: pixels in full depth to grey values, and nothing of the patient.
 
 Values go the way that PS3.3 lays down: stored values, modality (rescale) transformation, VOI lookup
-table or window (C.11.2), then inversion where low values are meant to be white. What identifies the
-patient is read for one purpose: images of one patient stay on one side of a split. It becomes a
-digest, which stays in the institution as the rest of the manifest does.
+table or window (C.11.2), then inversion where low values are meant to be white. Padding
+(C.7.5.1.1.2) takes no part in any of it and is black. Colour is RGB once it is decoded. What
+identifies the patient is read for one purpose: images of one patient stay on one side of a split.
+It becomes a digest, which stays in the institution as the rest of the manifest does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
+from pydicom.pixels import get_decoder
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 # Inflating is not bounded by the file's size.
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -59,12 +61,39 @@ def grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float
 def _grey_values(data: bytes, max_pixels: int, min_side: int) -> NDArray[np.float32]:
     dataset = _read(data)
     _check(dataset, max_pixels, min_side)
-    stored = dataset.pixel_array
-    kind = str(dataset.PhotometricInterpretation)
+    stored, kind = _decoded(dataset)
     if kind not in _GREY:
-        return _colour(stored, kind, int(dataset.BitsStored))
-    values = _windowed(np.asarray(apply_modality_lut(stored, dataset), np.float64), dataset)
-    return (1 - values if kind == _INVERTED else values).astype(np.float32)
+        return np.asarray(stored, np.float32) / np.float32((1 << int(dataset.BitsStored)) - 1)
+    shown = ~_padding(stored, dataset)  # (rows, columns)
+    if not shown.any():
+        raise NotTaken("is DICOM of padding alone")
+    rescaled = np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    values = _windowed(rescaled, shown, dataset)
+    return np.where(shown, 1 - values if kind == _INVERTED else values, 0).astype(np.float32)
+
+
+def _decoded(dataset: Dataset) -> tuple[NDArray[np.generic], str]:
+    """Stored values, and what they are once the decoder has led YBR to RGB, which it does itself
+    (so the header's word is not that of the pixels)."""
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that the compressed image itself contradicts
+        stored, found = decoder.as_array(dataset)
+    kind = str(found["photometric_interpretation"])
+    if kind not in (*_GREY, "RGB"):
+        raise NotTaken(f"is DICOM of a kind we do not read ({kind[:20]})")
+    return stored, kind
+
+
+def _padding(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.bool_]:
+    """bool (rows, columns): the pixels that only fill the rectangle, by one value or a range."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, np.bool_)
+    last = dataset.get("PixelPaddingRangeLimit")
+    ends = np.array([int(first), int(first if last is None else last)], np.int64)
+    ends = ends.astype(stored.dtype)  # some write -2000 as 63536
+    return (stored >= ends.min()) & (stored <= ends.max())
 
 
 def patient(data: bytes) -> str | None:
@@ -110,15 +139,18 @@ def _check(dataset: Dataset, max_pixels: int, min_side: int) -> None:
         raise NotTaken(f"is DICOM of a kind we do not read ({kind[:20]})")
 
 
-def _windowed(values: NDArray[np.float64], dataset: Dataset) -> NDArray[np.float64]:
-    """To 0 … 1 by the file's first lookup table or window, else by its own extremes."""
+def _windowed(
+    values: NDArray[np.float64], shown: NDArray[np.bool_], dataset: Dataset
+) -> NDArray[np.float64]:
+    """To 0 … 1 by the file's first lookup table or window, else by the extremes of what is shown
+    (padding may lie beyond them)."""
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi_lut(values.astype(np.int64), dataset, prefer_lut=True)
         return np.clip(np.asarray(looked_up, np.float64) / ((1 << bits) - 1), 0, 1)
     centre, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if centre is None or width is None or width < 1:
-        low, high = float(values.min()), float(values.max())
+        low, high = float(values[shown].min()), float(values[shown].max())
         return (values - low) / max(high - low, 1.0)
     function = str(dataset.get("VOILUTFunction", "LINEAR") or "LINEAR")
     if function == "SIGMOID":
@@ -137,9 +169,3 @@ def _first(dataset: Dataset, keyword: str) -> float | None:
     if not math.isfinite(float(value)):
         raise NotTaken("is DICOM with a window that is no number")
     return float(value)
-
-
-def _colour(stored: NDArray[np.generic], kind: str, bits: int) -> NDArray[np.float32]:
-    if kind != "RGB":
-        stored = convert_color_space(stored, kind, "RGB")
-    return np.asarray(stored, np.float32) / np.float32((1 << bits) - 1)

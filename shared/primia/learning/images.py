@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 
 # Counted up when ``decode`` yields other pixels for the same file: caches are keyed by it.
-VERSION = 1
+VERSION = 2
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 MAX_FILE_BYTES = 64 << 20

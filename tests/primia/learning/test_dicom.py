@@ -1,6 +1,7 @@
 import io
 from pathlib import Path
 
+import gdcm
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,10 +9,15 @@ from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    JPEG2000,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -19,6 +25,8 @@ from primia.learning import dicom
 from primia.learning.datasets import inspect, scan_csv, scan_folder
 from primia.learning.images import ImageRejected, decode
 
+RED = np.full((32, 32, 3), (200, 0, 40), np.uint8)
+AS_YBR = np.full((32, 32, 3), (64, 114, 225), np.uint8)  # PS3.3 C.7.6.3.1.2
 RAMP = (np.arange(32 * 32).reshape(32, 32) * 4).astype(np.uint16)  # 0 … 4092: 12 bits
 
 
@@ -113,12 +121,134 @@ def test_compressed_images() -> None:
     assert np.abs(seen(lossy)[0].astype(int) - plain[0]).max() <= 8
 
 
+def by_gdcm(dataset: Dataset, syntax: int, folder: Path) -> bytes:
+    """The file as GDCM compresses it."""
+    plain, target = folder / "plain.dcm", folder / "compressed.dcm"
+    plain.write_bytes(written(dataset))
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(plain))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("syntax", "uid", "off"),
+    [
+        (gdcm.TransferSyntax.JPEGLosslessProcess14_1, JPEGLosslessSV1, 0),
+        (gdcm.TransferSyntax.JPEGLSLossless, JPEGLSLossless, 0),
+        (gdcm.TransferSyntax.JPEGLSNearLossless, JPEGLSNearLossless, 1),
+    ],
+    ids=["lossless JPEG", "JPEG-LS", "JPEG-LS, nearly lossless"],
+)
+def test_what_pacs_compress_with(syntax: int, uid: UID, off: int, tmp_path: Path) -> None:
+    """Grey in 12 bits and, where it has to be the same to the last bit, colour."""
+    data = by_gdcm(radiograph(), syntax, tmp_path)
+    assert uid.encode() in data[:1024]
+    found = decode(data, 32, 1, "image.dcm").astype(int)
+    assert np.abs(found - seen(radiograph())).max() <= off
+    if not off:
+        data = by_gdcm(radiograph(RED, bits=8), syntax, tmp_path)
+        assert decode(data, 32, 3, "image.dcm")[:, 5, 5].tolist() == RED[5, 5].tolist()
+
+
 def test_colour_images() -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[..., 0], pixels[..., 2] = 200, 40
     found = radiograph(pixels, bits=8)
     assert seen(found, channels=3)[:, 0, 0].tolist() == [200, 0, 40]
     assert seen(found, channels=1)[0, 0, 0] == round(0.299 * 200 + 0.114 * 40)
+
+
+def encoded(kind: str, syntax: UID, format_: str, **options: object) -> Dataset:
+    """RED as another program's encoder writes it, in a file that says ``kind``."""
+    buffer = io.BytesIO()
+    Image.fromarray(RED).save(buffer, format_, **options)
+    found = radiograph(RED, bits=8, PhotometricInterpretation=kind)
+    found.PixelData = encapsulate([buffer.getvalue()])
+    found.file_meta.TransferSyntaxUID = syntax
+    return found
+
+
+def ybr(**more: object) -> Dataset:
+    return radiograph(AS_YBR, bits=8, **{"PhotometricInterpretation": "YBR_FULL", **more})
+
+
+def ybr_of_two() -> Dataset:
+    """Two pixels share Cb and Cr: Y Y Cb Cr."""
+    pairs = np.broadcast_to(np.array([64, 64, 114, 225], np.uint8), (32, 16, 4))
+    return ybr(PhotometricInterpretation="YBR_FULL_422", PixelData=pairs.tobytes())
+
+
+def ybr_in_runs() -> Dataset:
+    found = ybr()
+    found.compress(RLELossless)
+    return found
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pytest.param(ybr(), id="YBR_FULL"),
+        pytest.param(ybr(PlanarConfiguration=1, PixelData=AS_YBR.transpose(2, 0, 1).tobytes()),
+                     id="by plane"),
+        pytest.param(ybr_of_two(), id="YBR_FULL_422"),
+        pytest.param(ybr_in_runs(), id="RLE"),
+        pytest.param(encoded("YBR_FULL_422", JPEGBaseline8Bit, "JPEG", quality=95), id="JPEG"),
+        pytest.param(encoded("RGB", JPEGBaseline8Bit, "JPEG", keep_rgb=True, quality=95),
+                     id="JPEG of RGB"),
+        pytest.param(encoded("RGB", JPEGBaseline8Bit, "JPEG", quality=95),
+                     id="JPEG that is not the RGB it says"),
+        pytest.param(encoded("YBR_RCT", JPEG2000Lossless, "JPEG2000", no_jp2=True), id="YBR_RCT"),
+        pytest.param(encoded("YBR_ICT", JPEG2000, "JPEG2000", no_jp2=True, irreversible=True),
+                     id="YBR_ICT"),
+        pytest.param(radiograph(RED.astype(np.uint16) * 257, bits=16), id="RGB of 16 bits"),
+    ],
+)  # fmt: skip
+def test_colour_is_the_same_however_it_is_stored(dataset: Dataset) -> None:
+    found = seen(dataset, channels=3)[:, 5, 5].astype(int)
+    assert np.abs(found - RED[5, 5]).max() <= 1
+
+
+PADDED = np.where(np.arange(32) < 8, 63536, RAMP).astype(np.uint16)  # a band of -2000 at the left
+PADDING = {"PixelRepresentation": 1, "PixelPaddingValue": -2000}
+
+
+def test_padding_is_black_and_takes_no_part_in_the_range() -> None:
+    found = seen(radiograph(PADDED, bits=16, **PADDING))[0]
+    image = RAMP[:, 8:].astype(float)
+    low, high = image.min(), image.max()
+    assert not found[:, :8].any()
+    assert np.array_equal(found[:, 8:], np.rint((image - low) / (high - low) * 255))
+    inverted = seen(radiograph(PADDED, 16, PhotometricInterpretation="MONOCHROME1", **PADDING))[0]
+    assert not inverted[:, :8].any()
+    assert np.array_equal(inverted[:, 8:], 255 - found[:, 8:])
+
+
+def test_padding_may_be_a_range_and_written_as_a_number_without_sign() -> None:
+    plain = seen(radiograph(PADDED, bits=16, **PADDING))
+    ranged = np.where(np.arange(32) < 4, 63000, PADDED).astype(np.uint16)
+    limit = {**PADDING, "PixelPaddingRangeLimit": -3000}
+    assert np.array_equal(seen(radiograph(ranged, bits=16, **limit)), plain)
+    odd = radiograph(PADDED, bits=16, PixelRepresentation=1)
+    odd.add_new("PixelPaddingValue", "US", 63536)
+    assert np.array_equal(seen(odd), plain)
+
+
+def test_padding_is_black_beside_a_window_too() -> None:
+    window = {"WindowCenter": 0, "WindowWidth": 8001}
+    found = seen(radiograph(PADDED, bits=16, **PADDING, **window))[0]
+    expected = np.clip((RAMP[:, 8:] + 0.5) / 8000 + 0.5, 0, 1) * 255
+    assert not found[:, :8].any()
+    assert np.abs(found[:, 8:] - expected).max() <= 0.501
 
 
 @pytest.mark.parametrize(
@@ -129,11 +259,18 @@ def test_colour_images() -> None:
         ({"Rows": 4}, "too small"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "kind we do not read"),
         ({"PixelData": b"\0" * 10}, "damaged"),
+        ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 5000}, "padding alone"),
     ],
 )
 def test_what_is_no_single_radiograph_is_refused(change: dict[str, object], reason: str) -> None:
     with pytest.raises(ImageRejected, match=reason):
         seen(radiograph(**change))
+
+
+def test_colour_that_no_decoder_leads_to_rgb_is_refused() -> None:
+    for kind in ("YBR_PARTIAL_422", "YBR_RCT"):  # the second one is of JPEG 2000 alone
+        with pytest.raises(ImageRejected, match=f"kind we do not read \\({kind}"):
+            seen(ybr(PhotometricInterpretation=kind))
 
 
 def test_files_that_are_damaged_or_hold_no_image_are_refused() -> None:
