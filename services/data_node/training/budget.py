@@ -25,14 +25,31 @@ class TooFewImages(InvalidInput):
     title = "The site has fewer than two training images"
 
 
-def check_run(ctx: Context, session: Session, proposal: Proposal, dataset: Dataset) -> None:
-    """Whether this site may train the whole run on the data set.
+class NothingWatched(InvalidInput):
+    """Local early stopping would never stop this site, whatever the others do."""
 
-    Raises TooFewImages, BatchTooLarge, BudgetTooSmall, BudgetExceeded, BelowMinimum.
+    code = "nothing-watched"
+    title = "The site has no validation images for early stopping"
+
+
+def check_run(ctx: Context, session: Session, proposal: Proposal, dataset: Dataset) -> None:
+    """Whether this site may train the whole run on the data set. A run that only evaluates trains
+    on nothing, and its scores have no ε (docs/privacy.md).
+
+    Raises TooFewImages, NothingWatched, BatchTooLarge, BudgetTooSmall, BudgetExceeded or
+    BelowMinimum.
     """
-    images = len(split_for(proposal, datasets.manifest(session, dataset))[0])
+    if not proposal.planned:
+        return
+    training, validation, _ = split_for(proposal, datasets.manifest(session, dataset))
+    images = len(training)
     if images < 2:
         raise TooFewImages(f"{dataset.name} leaves {images} images to train on.")
+    if proposal.training.local_stopping is not None and not len(validation):
+        raise NothingWatched(
+            f"{dataset.name} leaves no images to validate on: local early stopping needs some.",
+            hint="Propose the run without local_stopping, or choose a data set of more patients.",
+        )
     if proposal.model.layout is None and proposal.training.batch_size > images:
         raise BatchTooLarge(
             f"A batch of {proposal.training.batch_size} is larger than the {images} images that "

@@ -95,8 +95,9 @@ def train(
     module = load_model(spec, vector)
     del vector  # read again once training needs no memory any more
     config = _config(proposal, spec, item.statistics)
-    parts = _images(ctx, proposal, spec, site, stop)
-    training, validation = parts.training, parts.validation
+    mine, watched, _ = split_for(proposal, site.manifest)
+    training = _data(ctx, mine, spec, site, stop)
+    validation = _some(ctx, watched, spec, site, stop)
     received = _score(module, validation, stop)
     seed = local_seed(proposal.training.seed, item.round, ctx.identity.name)
     span = Span.of_round(item.done, proposal.planned)
@@ -175,15 +176,17 @@ def measure(ctx: Context, proposal: Proposal, site: Site, stop: Stop) -> Sums:
 def evaluate(
     ctx: Context, proposal: Proposal, item: Evaluate, weights: Path, site: Site, stop: Stop
 ) -> ModelEvaluation:
-    """The model on the site's validation and test images."""
+    """The model on the site's validation and test images, with labels in the order of the model's
+    classes."""
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
     module = load_model(spec, read_state_file(weights, spec_layout(spec), MalformedMessage))
-    parts = _images(ctx, proposal, spec, site, stop)
+    _, *watched = split_for(proposal, site.manifest)
+    validation, test = (_some(ctx, part, spec, site, stop) for part in watched)
     return ModelEvaluation(
-        scores=_score(module, parts.validation, stop),
-        validation=_counts(ctx, module, parts.validation, stop),
-        test=_counts(ctx, module, parts.test, stop),
+        scores=_score(module, validation, stop),
+        validation=_counts(ctx, module, validation, stop),
+        test=_counts(ctx, module, test, stop),
     )
 
 
@@ -225,22 +228,10 @@ def spec_of(proposal: Proposal, known: Statistics | None) -> ModelSpec:
         raise MalformedMessage(f"The model owner's model cannot be built: {error}") from None
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A site's images, disjoint by patient."""
-
-    training: ImageData
-    validation: ImageData | None
-    test: ImageData | None
-
-
-def _images(ctx: Context, proposal: Proposal, spec: ModelSpec, site: Site, stop: Stop) -> Parts:
-    """Labels in the order of the model's classes."""
-    training, *watched = split_for(proposal, site.manifest)
-    validation, test = (
-        _data(ctx, part, spec, site, stop) if len(part) else None for part in watched
-    )
-    return Parts(_data(ctx, training, spec, site, stop), validation, test)
+def _some(
+    ctx: Context, part: DatasetManifest, spec: ModelSpec, site: Site, stop: Stop
+) -> ImageData | None:
+    return _data(ctx, part, spec, site, stop) if len(part) else None
 
 
 def _data(

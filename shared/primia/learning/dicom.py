@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 # Inflating is not bounded by the file's size.
@@ -93,7 +93,7 @@ def _padding(stored: NDArray[np.generic], dataset: Dataset) -> NDArray[np.bool_]
     last = dataset.get("PixelPaddingRangeLimit")
     ends = np.array([int(first), int(first if last is None else last)], np.int64)
     ends = ends.astype(stored.dtype)  # some write -2000 as 63536
-    return (stored >= ends.min()) & (stored <= ends.max())
+    return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
 
 
 def patient(data: bytes) -> str | None:

@@ -136,16 +136,18 @@ def split(
 ) -> tuple[DatasetManifest, DatasetManifest]:
     """(training, validation), disjoint by patient, each class with about its share.
 
-    Every class of at least two patients stands on both sides. Raises InvalidInput unless
+    Every class keeps images to train on, and is validated on where at least two patients show it
+    most, unless one of them shows the last images of another class. Raises InvalidInput unless
     0 <= validation < 1.
     """
     if not 0 <= validation < 1:
         raise InvalidInput(f"The share for validation is 0 to below 1, not {validation}.")
     held: list[str] = []
     if validation > 0:
+        left = Counter(entry.label for entry in manifest.entries)
         for groups in _patients_by_class(manifest, f"split/{seed}").values():
             wanted = validation * sum(len(images) for images in groups.values())
-            held += _first(groups, wanted, at_most=len(groups) - 1)
+            held += _first(groups, wanted, at_most=len(groups) - 1, left=left)
     out = set(held)
     everyone = {entry.patient for entry in manifest.entries}
     return manifest.only(everyone - out), manifest.only(out)
@@ -172,7 +174,14 @@ def partition(manifest: DatasetManifest, sites: int, seed: int) -> tuple[Dataset
             assigned[site].append(patient)
             share[site] += len(images)
             total[site] += len(images)
-    return tuple(manifest.only(patients) for patients in assigned)
+    parts = tuple(manifest.only(patients) for patients in assigned)
+    for name in sorted({entry.label for entry in manifest.entries}):
+        if not all(part.counts[name] for part in parts):
+            raise InvalidInput(
+                f"Class {name!r} has too few patients of its own for {sites} sites.",
+                hint="Use fewer sites or more images.",
+            )
+    return parts
 
 
 def sample(manifest: DatasetManifest, images: int, seed: int) -> DatasetManifest:
@@ -206,14 +215,24 @@ def _rank(purpose: str, patient: str) -> bytes:
     return hashlib.sha256(f"{purpose}/{patient}".encode()).digest()
 
 
-def _first(groups: dict[str, list[Entry]], wanted: float, at_most: int) -> list[str]:
-    """Patients from the front until about ``wanted`` images; at least one, where allowed."""
+def _first(
+    groups: dict[str, list[Entry]], wanted: float, at_most: int, left: Counter[str] | None = None
+) -> list[str]:
+    """Patients from the front until about ``wanted`` images; at least one, where allowed.
+
+    ``left``: images a class that nobody has taken, kept up to date; nobody takes a class's last.
+    """
     taken: list[str] = []
     images = 0
     for patient, files in groups.items():
         over = images + len(files) / 2 > wanted
         if len(taken) >= at_most or (taken and over):
             break
+        if left is not None:
+            labels = Counter(entry.label for entry in files)
+            if any(left[name] == count for name, count in labels.items()):
+                continue
+            left.subtract(labels)
         taken.append(patient)
         images += len(files)
     return taken

@@ -278,7 +278,9 @@ class _Session:
         for number in range(1, total + 1):
             if should_stop and should_stop():
                 raise TrainingStopped(f"Training was stopped before batch {number} of {total}.")
-            factor = rate_factor(config.schedule, span.at(number - 1, total))
+            # FedSGD's one step comes after the last batch, at the rate that the round begins with
+            done = span.start if config.algorithm == "fedsgd" else span.at(number - 1, total)
+            factor = rate_factor(config.schedule, done)
             set_rate(self._optimiser, config.learning_rate * factor)
             batch = self._batch(next(rows))
             tally.add(*stepper.step(batch), len(batch.labels))

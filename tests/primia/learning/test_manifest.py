@@ -100,6 +100,47 @@ def test_a_split_of_nothing_and_of_single_patients() -> None:
         split(LARGE, 1.0, seed=0)
 
 
+def _mixed(patients: list[list[str]]) -> DatasetManifest:
+    """One patient after another: the labels of its images."""
+    entries = [
+        Entry(f"p{number}_{image}.png", label, f"p{number}", f"{number:032x}{image:032x}")
+        for number, labels in enumerate(patients)
+        for image, label in enumerate(labels)
+    ]
+    return DatasetManifest.of(entries)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_patient_with_the_last_images_of_a_class_is_trained_on(seed: int) -> None:
+    manifest = _mixed([["a"] * 3, ["a"] * 3, ["a"] * 3, ["a", "a", "b"], ["a"] * 3])
+    training, validation = split(manifest, 0.3, seed)
+    assert training.counts["b"] == 1
+    assert validation.counts["a"] > 0
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=1, max_size=12),
+    st.floats(0.01, 0.9),
+    st.integers(0, 2**53),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_class_keeps_images_to_train_on(
+    patients: list[list[str]], share: float, seed: int
+) -> None:
+    manifest = _mixed(patients)
+    training, validation = split(manifest, share, seed)
+    assert not _patients(training) & _patients(validation)
+    assert len(training) + len(validation) == len(manifest)
+    assert all(training.counts.values())
+
+
+def test_a_partition_that_leaves_a_site_without_a_class_is_refused() -> None:
+    """Patients of ``a`` alone, two of which show ``b`` too."""
+    manifest = _mixed([["a", "a", "b"], ["a", "a", "b"], *[["a"]] * 4])
+    with pytest.raises(InvalidInput, match="Class 'b' has too few"):
+        partition(manifest, 3, 0)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6)), min_size=1, max_size=60),
     st.integers(1, 4),

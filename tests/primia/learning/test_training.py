@@ -287,6 +287,27 @@ def test_federated_sgd_takes_one_step_along_the_mean_gradient(count: int, batche
     assert np.allclose(flatten(module), before - 0.5 * gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [16, 40])
+def test_the_step_of_federated_sgd_has_the_rate_of_its_round_at_every_site(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many batches a site has: the mean of the changes is along the mean gradient."""
+    seen = []
+    stepped = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, closure: None = None) -> None:
+        seen.append(self.param_groups[0]["lr"])
+        stepped(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    config = TrainingConfig(
+        algorithm="fedsgd", learning_rate=0.1, batch_size=8, schedule=Schedule(kind="linear")
+    )
+    span = Span.of_round(1, 2)
+    train_locally(create_model(SPEC), _data(count), config, 0, span=span)
+    assert seen == pytest.approx([0.1 * (1 - 0.99 * 0.5)])
+
+
 def test_the_proximal_term_holds_the_weights_near_the_global_ones() -> None:
     def moved(proximal: float) -> float:
         module = create_model(SPEC)

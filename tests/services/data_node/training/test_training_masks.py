@@ -29,8 +29,10 @@ def unet(federation) -> Federation:
     return grid
 
 
-def add_masks(node: Context, root: Path) -> None:
+def add_masks(node: Context, root: Path, keep: int = 9) -> None:
     draw_masks(root, 3, 3, 1, 32)
+    for image in sorted((root / "images").iterdir())[keep:]:
+        image.unlink()
     with node.db.session() as session:
         row = datasets.register(
             session, dataset_id="7" * 32, name="lungs", kind="masks", place=str(root),
@@ -69,3 +71,10 @@ def test_what_segmentation_does_not_have_is_refused_here_too(unet: Federation, i
     found = decided(unet)
     assert not found.accepted
     assert "mixup blends the classes of two images" in found.reason
+
+
+def test_a_site_with_one_image_refuses_with_the_reason(unet: Federation, images_root: Path):
+    add_masks(unet.nodes[0], images_root / "lungs", keep=1)
+    found = decided(unet)
+    assert not found.accepted
+    assert "fewer than two training images" in found.reason

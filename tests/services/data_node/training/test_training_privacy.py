@@ -105,6 +105,20 @@ def test_nothing_that_an_owner_sends_gets_past_the_limit(owner, sites, changes, 
             assert ledger.charges(session) == []
 
 
+def test_a_run_that_only_evaluates_trains_on_nothing_and_costs_nothing(owner, sites):  # noqa: F811
+    """Neither a large batch nor the lack of noise is a reason against it."""
+    model_owner, _ = owner
+    limited(sites, privacy_epsilon=2.0, share_scores="own")
+    run = model_owner.start(rounds=0, training={**TRAINING, "batch_size": 512})
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert (shown["state"], shown["reason"]) == ("finished", "")
+    assert all(site["final"]["samples"] > 0 for site in shown["sites"])
+    for node in sites:
+        with node.db.reading() as session:
+            assert ledger.charges(session) == []
+
+
 def test_the_limit_is_looked_at_again_before_each_round(owner, sites):  # noqa: F811
     model_owner, _ = owner
     run = model_owner.start(

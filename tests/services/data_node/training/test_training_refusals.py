@@ -452,6 +452,16 @@ def test_an_owner_cannot_leave_rows_without_end(federation, monkeypatch):
     assert [row is not None for row in taken] == [True, True, False, False]
 
 
+def test_local_stopping_without_validation_images_is_refused_with_the_reason(federation):
+    """One patient a class leaves none to validate on: the site would never stop."""
+    training = {"batch_size": 2, "local_stopping": {"patience": 1}}
+    grid = federation(NAMES[:1], secure=False, per_class=1, training=training)
+    turn(grid.nodes[0])
+    found = decision(grid)
+    assert not found.accepted
+    assert "no validation images for early stopping" in found.reason
+
+
 def test_a_training_that_does_not_fit_the_memory_is_refused_in_review(federation, monkeypatch):
     from services.data_node.training import fitting
 
