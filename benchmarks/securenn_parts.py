@@ -29,6 +29,7 @@ from primia.mpc.plan import Plan
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.layout import steps
+from primia.mpc.securenn.prepared import PreparedModel
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed
@@ -131,7 +132,7 @@ def party(
     links = {peer: Link(ends[role, peer]) for peer in range(3) if peer != role}
     images = np.random.default_rng(1).normal(size=(batch, *plan.input_shape)).astype(np.float32)  # noqa: TID251 - an image to time, no secret
     made: Any = (
-        Owner(plan, weights, batch, mask),
+        Owner(PreparedModel(plan, weights), batch, mask),
         Client(plan, batch),
         Assistant(plan, batch, mask),
     )[role]

@@ -42,6 +42,7 @@ from primia.mpc.opening import parse_opening
 from primia.mpc.plan import Plan
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
+from primia.mpc.securenn.prepared import PreparedModel
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import ASSISTANT, CLIENT, OWNER
 from primia.prg import Seed
@@ -166,7 +167,7 @@ def _role(number: int) -> Run:
         links = dict(zip(peers, (Said(data[:half]), Said(data[half:])), strict=True))
         mask, weights = Seed(bytes(16)), weights_for(plan(), 100)
         if number == OWNER:
-            owner = Owner(plan(), weights, 1, mask)
+            owner = Owner(PreparedModel(plan(), weights), 1, mask)
             carry(owner.prepare(), links)
             carry(owner.run(), links)
         elif number == CLIENT:

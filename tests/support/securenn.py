@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from primia.mpc.securenn.assistant import Assistant
+from primia.mpc.securenn.prepared import PreparedModel
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import Receive, Send
 from primia.prg import Seed
@@ -90,7 +91,8 @@ class Session:
 
     def __init__(self, plan, weights, batch=1, mask=None, opening=None):
         mask = mask or Seed.fresh()
-        self.owner = Owner(plan, weights, batch, mask)
+        self.model = PreparedModel(plan, weights)
+        self.owner = Owner(self.model, batch, mask)
         self.client = Client(plan, batch, opening)
         self.assistant = Assistant(plan, batch, mask)
         self.grid = Grid()

@@ -18,7 +18,8 @@ from primia.mpc.plan import Plan
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.layout import steps
-from primia.mpc.securenn.roles import Client, Opening
+from primia.mpc.securenn.prepared import PreparedOpening
+from primia.mpc.securenn.roles import Client
 from primia.mpc.securenn.wire import ASSISTANT, OWNER
 from services.data_node.inference import store
 from services.data_node.inference.patience import patiently
@@ -35,11 +36,11 @@ _AWAY_SECONDS = 60.0
 
 @dataclass
 class _Cache:
-    """The latest used openings E, 8 bytes a weight."""
+    """The latest used openings E, their linear maps prepared: 8 bytes a weight."""
 
     capacity: int = 2
     lock: threading.Lock = field(default_factory=threading.Lock)
-    known: OrderedDict[str, Opening] = field(default_factory=OrderedDict)
+    known: OrderedDict[str, PreparedOpening] = field(default_factory=OrderedDict)
 
 
 def attempt(

@@ -16,6 +16,7 @@ from primia.messages.securenn import Assistance, StreamRequest
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import Link, carry
+from primia.mpc.securenn.prepared import PreparedModel
 from primia.mpc.securenn.roles import Owner
 from primia.mpc.securenn.wire import ASSISTANT, CLIENT
 from primia.prg import SEED_BYTES, Seed
@@ -31,11 +32,11 @@ _SILENCE_SECONDS = 300.0
 
 @dataclass
 class _Cache:
-    """The latest used compiled models."""
+    """The latest used models, their linear maps prepared."""
 
     capacity: int = 2
     lock: threading.Lock = field(default_factory=threading.Lock)
-    known: OrderedDict[str, CompiledModel] = field(default_factory=OrderedDict)
+    known: OrderedDict[str, PreparedModel] = field(default_factory=OrderedDict)
 
 
 def host(ctx: Context) -> StreamHost:
@@ -84,7 +85,7 @@ def _serve(ctx: Context, wanted: StreamRequest, stream: ServedStream) -> None:
     raw = decode_key(answer.seed)
     if len(raw) != SEED_BYTES:
         raise MalformedMessage("The crypto provider sent a seed of another length.")
-    owner = Owner(model.plan, model.weights, wanted.batch, Seed(raw))
+    owner = Owner(model, wanted.batch, Seed(raw))
     path = f"/assistances/{wanted.assistance}/stream"
     with CalledStream(dealer(ctx), path, _SILENCE_SECONDS) as assistant:
         require_joined(stream, _JOIN_SECONDS)
@@ -93,12 +94,13 @@ def _serve(ctx: Context, wanted: StreamRequest, stream: ServedStream) -> None:
         carry(owner.run(), links)
 
 
-def _model(ctx: Context, plan_id: str) -> CompiledModel:
+def _model(ctx: Context, plan_id: str) -> PreparedModel:
     cache: _Cache = ctx.extras.setdefault(_MODELS, _Cache())
     with cache.lock:
         if plan_id not in cache.known:
             data = models.weights_path(ctx.files, plan_id).read_bytes()
-            cache.known[plan_id] = CompiledModel.from_bytes(data)
+            compiled = CompiledModel.from_bytes(data)
+            cache.known[plan_id] = PreparedModel(compiled.plan, compiled.weights)
         cache.known.move_to_end(plan_id)
         while len(cache.known) > cache.capacity:
             cache.known.popitem(last=False)

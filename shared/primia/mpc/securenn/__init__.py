@@ -8,6 +8,7 @@ collude. The same compiled plan as the other protocol, over Z_2^64.
     wire                  what a role yields: Send, Receive; strict reading
     layout                what the roles agree on: blocks, streams, the gates of a plan
     compare               private comparison
+    prepared              the linear maps of P0 and P1, once a model version
     gates, walk, roles    P0 and P1: ``roles.Owner``, ``roles.Client``
     assistant             P2: ``assistant.Assistant``
     driver                carries a role's messages over links
@@ -15,7 +16,8 @@ collude. The same compiled plan as the other protocol, over Z_2^64.
 Each role is two generators, ``prepare()`` before the image exists and ``run()``; whoever has links
 to the other two roles drives them:
 
-    owner = Owner(plan, weights, batch, mask)         # links {1: to P1, 2: to P2}
+    model = PreparedModel(plan, weights)
+    owner = Owner(model, batch, mask)                 # links {1: to P1, 2: to P2}
     carry(owner.prepare(), links); carry(owner.run(), links)
     client = Client(plan, batch)                      # links {0: to P0, 2: to P2}
     carry(client.prepare(), links); scores = carry(client.run(images), links)

@@ -94,17 +94,23 @@ def select_positive(
     ReLU (algorithm 7) where y is the payload; ``gate`` numbers the gates of a session.
     """
     yield Begin(gate)
+    positive, products = yield from derivative(me, gate, y, len(payloads))
+    triple = Triple.of(me, gate, "selection", products)
+    return list((yield from multiply(me, triple, np.stack(payloads), positive)))
+
+
+def derivative(me: Party, gate: int, y: Words, payloads: int) -> Talk[tuple[Words, Words]]:
+    """Algorithm 6, DReLU: shares of [y >= 0], (n,); and of the products that P2 has dealt for the
+    selection of so many ``payloads``, (payloads, n)."""
     conversion = Conversion.begin(me, gate, y + y)
     yield from send(ASSISTANT, conversion.masked)
     blinds = _blinds(me, gate, CONVERSION, len(y))
-    dealt = yield from take_deal(me, gate, len(y), len(payloads))
+    dealt = yield from take_deal(me, gate, len(y), payloads)
     yield from conversion.compare(me, gate, blinds)
     blinds = _blinds(me, gate, SIGN, len(y))
     doubled = yield from conversion.finish(me, gate)
     negative = yield from most_significant_bit(me, gate, doubled, dealt, blinds)
-    positive = np.uint64(me.index) - negative  # algorithm 6, DReLU
-    triple = Triple.of(me, gate, "selection", dealt.selection)
-    return list((yield from multiply(me, triple, np.stack(payloads), positive)))
+    return np.uint64(me.index) - negative, dealt.selection
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -34,7 +34,7 @@ _LEAST_LIMB = 8
 
 
 class LinearMap64:
-    """x -> weight * x over Z_2^64; read-only, so sessions share it.
+    """x -> weight * x over Z_2^64; prepared once and read-only, so sessions share it.
 
     ``weight``: int32 or uint64, (out, in/groups, kh, kw) with a ``Window``, or (out, in) without.
     """
@@ -42,33 +42,43 @@ class LinearMap64:
     def __init__(self, weight: NDArray[Any], window: Window | None = None) -> None:
         if weight.ndim != (4 if window else 2) or weight.dtype not in (np.int32, np.uint64):
             raise InvalidInput("A 64-bit map takes an int32 or uint64 weight of 2 or 4 dimensions.")
-        self.window = window
-        self._weight = weight
-        self.narrow = weight.dtype == np.int32
-        self._digits: Callable[[Words], Words] | None = None
+        self._shape = weight.shape
+        self._map: Callable[[Words], Words]
         if digits.suits(weight, window.groups if window else 1):
-            wide = weight.astype(np.int64) if self.narrow else weight
-            place = (window.stride, window.padding) if window else None
-            self._digits = digits.linear(wide, place)
+            wide = weight.astype(np.int64) if weight.dtype == np.int32 else weight
+            self._map = digits.linear(wide, (window.stride, window.padding) if window else None)
+        else:
+            self._map = FloatMap64(weight, window)
 
     def __call__(self, x: Words) -> Words:
         """x: (N, in, H, W) or (N, in) -> (N, out, H', W') or (N, out), exact mod 2^64."""
-        return self._digits(x) if self._digits else self.by_floats(x)
+        return self._map(x)
 
-    def by_floats(self, x: Words) -> Words:
-        """The same on any machine."""
+    def __repr__(self) -> str:
+        return f"LinearMap64(<{self._shape}>)"
+
+
+class FloatMap64:
+    """As ``LinearMap64``, on any machine. A weight takes 8 bytes an element."""
+
+    def __init__(self, weight: NDArray[Any], window: Window | None = None) -> None:
+        self.window = window
+        self.narrow = weight.dtype == np.int32
+        if self.narrow:
+            largest = int(np.abs(weight.astype(np.int64)).max(initial=1))
+            terms = math.prod(weight.shape[1:])
+            self._width = (EXACT // (largest * terms)).bit_length() - 1
+            if self._width < _LEAST_LIMB:
+                raise InvalidInput(f"A sum of {terms} products of such weights is not exact.")
+        self._weight: NDArray[Any] = weight.astype(np.float64) if self.narrow else weight
+
+    def __call__(self, x: Words) -> Words:
         return self._narrow(x) if self.narrow else self._full(x)
 
     def _narrow(self, x: Words) -> Words:
-        largest = int(np.abs(self._weight.astype(np.int64)).max(initial=1))
-        terms = math.prod(self._weight.shape[1:])
-        width = (EXACT // (largest * terms)).bit_length() - 1
-        if width < _LEAST_LIMB:
-            raise InvalidInput(f"A sum of {terms} products of such weights is not exact.")
-        starts = range(0, BITS, width)
-        limbs = np.concatenate([_low_bits(x >> np.uint64(at), width) for at in starts])
-        parts = np.split(self._product(limbs, self._weight.astype(np.float64)), len(starts))
-        return _join(parts, starts)
+        starts = range(0, BITS, self._width)
+        limbs = np.concatenate([_low_bits(x >> np.uint64(at), self._width) for at in starts])
+        return _join(np.split(self._product(limbs, self._weight), len(starts)), starts)
 
     def _full(self, x: Words) -> Words:
         total: Words | None = None
@@ -106,9 +116,6 @@ class LinearMap64:
         if self.window is None:
             return np.asarray(x @ weight.T)
         return _convolve(x, weight, self.window)
-
-    def __repr__(self) -> str:
-        return f"LinearMap64(<{self._weight.shape}>)"
 
 
 def load(threads: int = 1) -> None:

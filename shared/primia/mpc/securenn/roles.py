@@ -8,8 +8,6 @@ y0 = W * (x0 + F) + bias + C0 and y1 = E * B + C1, which P1 has before the image
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,14 +17,9 @@ from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
 from primia.mpc.securenn import native
 from primia.mpc.securenn.gates import Party
-from primia.mpc.securenn.layout import (
-    check_batch,
-    product_mask,
-    value_mask,
-    weight_mask,
-    window,
-)
-from primia.mpc.securenn.ring64 import LinearMap64, Words, from_signed
+from primia.mpc.securenn.layout import check_batch, product_mask, value_mask
+from primia.mpc.securenn.prepared import PreparedModel, PreparedOpening
+from primia.mpc.securenn.ring64 import Words, from_signed
 from primia.mpc.securenn.walk import walk
 from primia.mpc.securenn.wire import (
     ASSISTANT,
@@ -39,22 +32,15 @@ from primia.mpc.securenn.wire import (
     send,
     send_seed,
 )
-from primia.mpc.weights import LayerWeights
 from primia.prg import Seed
-from primia.ring import bias_shape
-
-Opening = Mapping[str, Words]  # E by layer
 
 
 class Owner:
     """P0. ``mask``: the seed of the weight masks A of this model version."""
 
-    def __init__(
-        self, plan: Plan, weights: Mapping[str, LayerWeights], batch: int, mask: Seed
-    ) -> None:
+    def __init__(self, model: PreparedModel, batch: int, mask: Seed) -> None:
         check_batch(batch)
-        self._plan = plan
-        self._weights = weights
+        self._model = model
         self._batch = batch
         self._mask = mask
         self._party: Party | None = None
@@ -75,32 +61,32 @@ class Owner:
         if wanted not in (b"\0", b"\1"):
             raise MalformedMessage("The opening is asked for with 0 or 1.")
         if wanted == b"\1":
-            for op, shape in self._plan.linear():
-                weight = from_signed(self._weights[op.layer].weight)
-                yield from send(CLIENT, weight - weight_mask(self._mask, op, shape))
+            for layer in self._model.opening(self._mask):
+                yield from send(CLIENT, layer)
 
     def run(self) -> Talk[None]:
-        image = np.zeros((self._batch, *self._plan.input_shape), np.uint64)
-        yield from send(CLIENT, (yield from walk(self._plan, self, image)))
+        plan = self._model.plan
+        image = np.zeros((self._batch, *plan.input_shape), np.uint64)
+        yield from send(CLIENT, (yield from walk(plan, self, image)))
 
     def linear(self, op: Convolution | Dense, x: Words) -> Talk[Words]:
         if op.source not in self._unmasked:
             self._unmasked[op.source] = x + (yield from receive_words(CLIENT, x.shape))
-        given = self._weights[op.layer]
-        y = LinearMap64(given.weight, window(op))(self._unmasked[op.source])
-        y += from_signed(given.bias).reshape(bias_shape(y.ndim))
+        y = self._model.apply(op.layer, self._unmasked[op.source])
         y += product_mask(self.party.dealt, op, y.shape)
         return y
 
 
 class Client:
-    """P1. ``opening``: E, if this node has it; after ``prepare`` it is there in any case."""
+    """P1. ``opening``: E, if this node has it."""
 
-    def __init__(self, plan: Plan, batch: int, opening: Opening | None = None) -> None:
+    def __init__(self, plan: Plan, batch: int, opening: PreparedOpening | None = None) -> None:
         check_batch(batch)
+        if opening is not None and opening.plan != plan:
+            raise InvalidInput("The masked weights are those of another plan.")
         self._plan = plan
         self._batch = batch
-        self.opening: dict[str, Words] = dict(opening or {})
+        self._opening = opening
         self._party: Party | None = None
         self._shares: dict[str, Words] = {}  # y1 of every linear layer
         self._sent = set[int]()
@@ -110,20 +96,31 @@ class Client:
         assert self._party is not None, "prepare comes first"
         return self._party
 
+    @property
+    def opening(self) -> PreparedOpening:
+        """For the next session of this model version."""
+        assert self._opening is not None, "prepare comes first"
+        return self._opening
+
     def prepare(self) -> Talk[None]:
         native.prepare()
         common = yield from receive_seed(OWNER)
         self._party = Party(CLIENT, common, (yield from receive_seed(ASSISTANT)))
-        yield from send(OWNER, np.array([not self.opening], np.uint8))
+        yield from send(OWNER, np.array([self._opening is None], np.uint8))
+        if self._opening is None:
+            self._opening = yield from self._receive_opening()
         shapes = self._plan.shapes()
-        for op, shape in self._plan.linear():
-            if op.layer not in self.opening:
-                self.opening[op.layer] = yield from receive_words(OWNER, shape)
         for op, _ in self._plan.linear():
             b = value_mask(self.party.dealt, op.source, (self._batch, *shapes[op.source]))
-            y = LinearMap64(self.opening[op.layer], window(op))(b)
+            y = self._opening.apply(op.layer, b)
             y += yield from receive_words(ASSISTANT, y.shape)
             self._shares[op.layer] = y
+
+    def _receive_opening(self) -> Talk[PreparedOpening]:
+        layers = {}
+        for op, shape in self._plan.linear():
+            layers[op.layer] = yield from receive_words(OWNER, shape)
+        return PreparedOpening(self._plan, layers)
 
     def run(self, images: NDArray[np.floating]) -> Talk[NDArray[np.float64] | NDArray[np.int64]]:
         """Images (N, C, H, W) to scores (N, classes), or labels (N,)."""

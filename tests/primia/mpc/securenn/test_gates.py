@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from primia.mpc.securenn import gates, odd, ring64
+from primia.mpc.securenn import field, gates, odd, ring64
 from primia.mpc.securenn.assistant import Helper
 from primia.mpc.securenn.compare import draw_blinds
 from primia.mpc.securenn.gates import (
     Conversion,
     Party,
     Triple,
+    compare,
+    derivative,
     multiply,
     select_positive,
     take_deal,
@@ -70,40 +72,6 @@ def test_share_conversion_at_the_borders(number):
     expected = np.repeat(EVEN, 50).astype(np.int64).view(np.uint64)
     assert (found == expected).all()
     assert max(grid.clocks) == 4
-
-
-@pytest.mark.parametrize(("a0", "r0"), [(0, 0), (2**64 - 1, 2**64 - 1), (2**63, 2**63), (6, 0)])
-def test_share_conversion_with_every_carry(monkeypatch, a0, r0):
-    """Shares and masks as large and as small as they get."""
-    values = np.array([0, 2, 4, 2**63, 2**64 - 2, 2**63 - 2, 2**62], np.uint64)
-
-    class Fixed:
-        def __init__(self, value):
-            self.value = value
-
-        def bits(self, shape):
-            return np.resize(np.array([0, 1], np.uint8), shape)
-
-    real = gates.stream
-    for r1 in (0, 1, 2**63, 2**64 - 1 - r0, -r0 % 2**64):
-        fixed = {"r0": Fixed(r0), "r1": Fixed(r1), "eta": Fixed(0)}
-
-        def chosen(given, gate, name, fixed=fixed):
-            return fixed[name] if given is COMMON and name in fixed else real(given, gate, name)
-
-        monkeypatch.setattr(gates, "stream", chosen)
-        monkeypatch.setattr(
-            gates.ring64,
-            "uniform",
-            lambda s, n: np.full(n, s.value, np.uint64) if isinstance(s, Fixed) else REAL(s, n),
-        )
-        first = np.full(len(values), a0, np.uint64)
-        talks = {0: conversion(PARTIES[0], first), 1: conversion(PARTIES[1], values - first)}
-        results = Grid().run({**talks, 2: helper(len(values)).convert()})
-        assert (odd.add(results[0], results[1]) == values).all()
-
-
-REAL = ring64.uniform
 
 
 def signs(values):
@@ -178,6 +146,43 @@ def test_bytes_of_a_relu():
     assert each[0, 1] == each[1, 0] == 8 + 2 * 16
     # Table 1, ReLU: 8 l log p + 24 l bits with l = 64; log p rounded up to a byte.
     assert sum(each.values()) < (8 * 64 * 8 + 24 * 64) / 8
+
+
+@pytest.mark.parametrize("count", [1, 20_001])
+def test_a_private_comparison_takes_one_round_however_many_blocks_there_are(count):
+    grid, draws = Grid(), Stream(seed(40), "compared")
+    x, r = (draws.words((count, 2)).view(np.uint64).ravel() for _ in range(2))
+    r[::2] = x[::2]
+    beta = draws.bits(count)
+    bits = [field.bits_of(x[at : at + size]) for at, size in starts(count)]
+    first = [field.uniform(draws, block.shape) for block in bits]
+    held = first, [field.subtract(*pair) for pair in zip(bits, first, strict=True)]
+
+    def party(me):
+        blinds = draw_blinds(me.common, "test", blocks(count))
+        yield from compare(me, held[me.index], r, beta, blinds)
+
+    found = grid.run({0: party(PARTIES[0]), 1: party(PARTIES[1]), 2: helper(count)._compare()})[2]
+    assert (found == beta ^ (x > r)).all()
+    assert grid.clocks == [0, 0, 1]
+
+
+def starts(count):
+    sizes = list(blocks(count))
+    return zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)
+
+
+def test_the_derivative_of_a_relu_takes_eight_rounds():
+    """Table 1 and section 4.2."""
+    values, grid = np.repeat(BORDERS, 20), Grid()
+
+    def party(me, y):
+        return (yield from derivative(me, 0, y, 1))[0]
+
+    talks = {i: party(PARTIES[i], y) for i, y in enumerate(shares(values))}
+    results = grid.run({**talks, 2: helper(len(values)).run()})
+    assert (together(results) == (values >= 0)).all()
+    assert max(grid.clocks[:2]) == 8
 
 
 def test_products_take_one_round():

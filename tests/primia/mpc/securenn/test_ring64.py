@@ -3,16 +3,18 @@ import pytest
 
 from primia.errors import InvalidInput
 from primia.mpc.securenn import ring64
-from primia.mpc.securenn.ring64 import LinearMap64
+from primia.mpc.securenn.ring64 import FloatMap64, LinearMap64
 from primia.prg import Stream
 from primia.ring import Window
 from tests.support.inference import seed, signed
 
 
-def both_equal(linear, x, expected):
+def both_equal(weight, x, expected, window=None):
     """By the way that this machine takes, and by the one that every machine can take."""
-    assert (linear(x) == expected).all()
-    assert (linear.by_floats(x) == expected).all()
+    for kind in (LinearMap64, FloatMap64):
+        linear = kind(weight, window)
+        assert (linear(x) == expected).all()
+        assert (linear(x[::-1])[::-1] == expected).all()  # a map is used again and again
 
 
 def words(number, shape):
@@ -42,21 +44,21 @@ EXTREMES = np.array(
 @pytest.mark.parametrize("features", [1, 8, 2049, 10_000])
 def test_full_factors_wrap_as_they_must(features):
     x, weight = words(1, (3, features)), words(2, (5, features))
-    both_equal(LinearMap64(weight), x, dense(x, weight.view(np.int64)))
+    both_equal(weight, x, dense(x, weight.view(np.int64)))
 
 
 def test_the_largest_limbs_stay_exact():
     for value in EXTREMES:
         x = np.full((1, 2048), value)
         weight = np.stack([np.full(2048, other) for other in EXTREMES])
-        both_equal(LinearMap64(weight), x, dense(x, weight.view(np.int64)))
+        both_equal(weight, x, dense(x, weight.view(np.int64)))
 
 
 @pytest.mark.parametrize("largest", [1, 2**10, 2**16 - 1])
 def test_narrow_weights(largest):
     weight = np.array([[largest] * 4608, [-largest] * 4608], np.int32)
     for x in (words(3, (2, 4608)), np.full((1, 4608), 2**64 - 1, np.uint64)):
-        both_equal(LinearMap64(weight), x, dense(x, weight))
+        both_equal(weight, x, dense(x, weight))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -68,13 +70,13 @@ def test_convolutions(groups, full):
     if not full:
         weight = signed(5, weight.shape, 17).astype(np.int32)
     wide = weight if full else weight.astype(np.int64).view(np.uint64)
-    both_equal(LinearMap64(weight, window), x, convolved(x, wide, window))
+    both_equal(weight, x, convolved(x, wide, window), window)
 
 
 def test_sums_over_many_channels_are_split():
     window = Window()
     x, weight = words(6, (1, 700, 4, 4)), words(7, (2, 700, 3, 3))
-    both_equal(LinearMap64(weight, window), x, convolved(x, weight, window))
+    both_equal(weight, x, convolved(x, weight, window), window)
 
 
 def test_what_is_not_exact_is_refused():

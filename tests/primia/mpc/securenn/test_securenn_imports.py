@@ -6,7 +6,7 @@ from tests.primia.mpc.test_imports import OUTSIDE, baseline, loaded
 
 HERE = "primia.mpc.securenn"
 ASSISTANT = f"{HERE}.assistant"
-PARTIES = {f"{HERE}.{name}" for name in ("gates", "walk", "roles")}
+PARTIES = {f"{HERE}.{name}" for name in ("gates", "prepared", "walk", "roles")}
 
 
 @pytest.fixture(scope="module")

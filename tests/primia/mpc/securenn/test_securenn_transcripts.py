@@ -114,4 +114,6 @@ def test_the_opened_weights_are_uniform(value):
     plan = b.plan(6)
     session = Session(plan, constant_weights(plan, value), 1, seed(8))
     session.run(np.zeros((1, 8, 6, 6)))
-    assert words_look_uniform(np.concatenate([e.ravel() for e in session.client.opening.values()]))
+    layers = session.grid.pipes[0, 1].log[1:3]  # behind a seed
+    assert [layer.shape for layer in layers] == [shape for _, shape in plan.linear()]
+    assert words_look_uniform(np.concatenate([layer.ravel() for layer in layers]))

@@ -6,9 +6,11 @@ import pytest
 from primia.errors import InvalidInput, MalformedMessage
 from primia.learning.vision import torchvision_models
 from primia.mpc.compile import compile_model
+from primia.mpc.securenn import prepared
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.layout import steps
+from primia.mpc.securenn.prepared import PreparedModel, PreparedOpening
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import receive_odd
 from primia.prg import Seed
@@ -99,6 +101,30 @@ def test_a_resnet18_agrees_with_its_module_and_its_costs_are_known():
     assert sum(session.online.values()) / comparisons == pytest.approx(529, rel=0.02)
 
 
+def rounds(result="scores", kernel=None, classes=3):
+    """Of a convolution, a ReLU, a pooling where there is a kernel, and a dense layer."""
+    b = Builder((1, 11, 11))
+    x = b.conv(0, 2)
+    x = b.max_pool(x, kernel, 2, 0) if kernel else x
+    b.head(b.relu(x, shift=0), classes)
+    plan = b.plan(6, result)
+    session = Session(plan, weights_for(plan, 50))
+    session.run(images(plan, 1)[1])
+    return session.rounds
+
+
+@pytest.mark.parametrize(("kernel", "levels"), [(2, 1), (3, 2), (4, 2), (5, 3)])
+def test_a_pooling_takes_nine_rounds_a_level_of_rows_and_of_columns(kernel, levels):
+    assert rounds() == 2 + 9 + 1  # two linear layers, the ReLU, the result
+    assert rounds(kernel=kernel) - rounds() == 9 * 2 * levels
+
+
+@pytest.mark.parametrize(("classes", "levels"), [(2, 1), (3, 2), (4, 2), (9, 4)])
+def test_a_label_takes_nine_rounds_a_level_of_the_tournament(classes, levels):
+    """P0's share of the label is on its way while P1 still waits for its own."""
+    assert rounds("label", classes=classes) == 2 + 9 + 9 * levels
+
+
 def test_an_opening_is_sent_once_a_version():
     plan = every_operation()
     weights = weights_for(plan, 40)
@@ -112,15 +138,48 @@ def test_an_opening_is_sent_once_a_version():
     assert first.prepared[0, 1] - again.prepared[0, 1] == weights_bytes
 
 
+def test_no_linear_layer_is_prepared_anew_for_a_second_session(monkeypatch):
+    plan = every_operation()
+    weights, mask = weights_for(plan, 40), Seed.fresh()
+    _, pixels = images(plan, 1)
+    first = Session(plan, weights, mask=mask)
+    scores = first.run(pixels)
+
+    def anew(*_):
+        raise AssertionError("a map is prepared in a session")
+
+    again = Session(plan, weights, mask=mask, opening=first.client.opening)
+    again.owner = Owner(first.model, 1, mask)
+    monkeypatch.setattr(prepared, "LinearMap64", anew)
+    assert np.abs(again.run(pixels) - scores).max() < 0.01 * np.abs(scores).max()
+    with pytest.raises(AssertionError, match="prepared"):
+        PreparedModel(plan, weights)
+
+
+def test_weights_do_not_show():
+    plan = every_operation()
+    weights = weights_for(plan, 40)
+    assert repr(PreparedModel(plan, weights)) == "PreparedModel(<secret>)"
+
+
 def test_what_does_not_fit_is_refused():
     plan = every_operation()
+    model = PreparedModel(plan, weights_for(plan, 1))
     for batch in (0, 65):
         with pytest.raises(InvalidInput):
             Client(plan, batch)
         with pytest.raises(InvalidInput):
             Assistant(plan, batch, Seed.fresh())
         with pytest.raises(InvalidInput):
-            Owner(plan, {}, batch, Seed.fresh())
+            Owner(model, batch, Seed.fresh())
+    with pytest.raises(InvalidInput, match="not those of the plan's layers"):
+        PreparedModel(plan, {})
+    other = every_operation("label")
+    opening = PreparedOpening(
+        other, dict(zip(weights_for(other, 1), model.opening(Seed.fresh()), strict=True))
+    )
+    with pytest.raises(InvalidInput, match="another plan"):
+        Client(plan, 1, opening)
     with pytest.raises(InvalidInput, match="images"):
         next(Client(plan, 1).run(np.zeros((1, 2, 3, 4))))
 
@@ -144,7 +203,7 @@ def test_elements_out_of_range_are_malformed():
     carry(client.prepare(), {0: Feed(b"\1"), 2: Feed(b"\1")})
     with pytest.raises(MalformedMessage, match="field"):
         carry(client.run(np.zeros((1, *plan.input_shape))), {0: Feed(b"\x43"), 2: Feed(b"\x43")})
-    owner = Owner(plan, weights_for(plan, 1), 1, Seed.fresh())
+    owner = Owner(PreparedModel(plan, weights_for(plan, 1)), 1, Seed.fresh())
     with pytest.raises(MalformedMessage, match="0 or 1"):
         carry(owner.prepare(), {1: Feed(b"\2"), 2: Feed(b"\2")})
     with pytest.raises(MalformedMessage, match="ring"):
