@@ -190,7 +190,7 @@ def report(here: Place, number: int, message: TrainReport, size: int) -> None:
     if taken is None:
         return
     if here.run.secure:
-        secure.check_report(here.session, here.run, taken.row, here.site.node, message)
+        secure.check_report(here.ctx, here.session, here.run, taken.row, here.site.node, message)
     elif message.advertisement is not None or message.exponents:
         raise InvalidInput("A plain round takes no advertisement and no exponents.")
     taken.contribution.report = message.model_dump(mode="json")

@@ -33,7 +33,7 @@ from primia.messages.rounds import (
     WorkItem,
 )
 from services.model_owner.registry import store as registry
-from services.model_owner.rounds import answers, items, store
+from services.model_owner.rounds import answers, items, limits, store
 from services.model_owner.rounds.answers import ASK_AGAIN, Place
 from services.model_owner.rounds.news import news
 from services.model_owner.rounds.tables import Contribution
@@ -153,6 +153,7 @@ def report(
     message: TrainReport,
     request: Request,
 ) -> None:
+    limits.prepare(ctx, run)
     _answer(ctx, run, node, lambda here: answers.report(here, number, message, _size(request)))
 
 

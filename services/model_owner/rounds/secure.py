@@ -12,11 +12,12 @@ from primia.aggregation.keys import Advertisement, Verify
 from primia.aggregation.roster import Roster
 from primia.aggregation.survivors import Outcome
 from primia.aggregation.terms import Groups, RoundId
+from primia.chassis.context import Context
 from primia.chassis.identity import Principal, decode_key
 from primia.errors import InvalidInput, MalformedMessage
 from primia.learning import statistics
 from primia.messages.rounds import TrainReport, terms_of
-from services.model_owner.rounds import beginning, store
+from services.model_owner.rounds import beginning, limits, store
 from services.model_owner.rounds.domain import Stage, at_least
 from services.model_owner.rounds.tables import Round, Run
 
@@ -108,10 +109,13 @@ def check_counting(session: Session, run: Run, row: Round, node: str, text: str)
         raise InvalidInput("A round that sums integers weighs and scales nothing.")
 
 
-def check_report(session: Session, run: Run, row: Round, node: str, report: TrainReport) -> None:
-    """The report carries this node's signed keys for this round, and says the same as they do.
+def check_report(
+    ctx: Context, session: Session, run: Run, row: Round, node: str, report: TrainReport
+) -> None:
+    """The report carries this node's signed keys for this round, and says the same as they do; its
+    exponents are of a change within the run's bounds.
 
-    Raises InvalidInput, MalformedMessage, InconsistentRound, InvalidSignature.
+    Raises InvalidInput, InvalidUpdate, MalformedMessage, InconsistentRound, InvalidSignature.
     """
     if report.advertisement is None:
         raise InvalidInput("The report of a secure round needs the advertisement of its keys.")
@@ -124,3 +128,5 @@ def check_report(session: Session, run: Run, row: Round, node: str, report: Trai
             raise InvalidInput("With central privacy all sites weigh and scale the same.")
     elif (found.samples, found.exponents) != (report.samples, stated):
         raise InvalidInput("The report's samples or exponents differ from those advertised.")
+    else:
+        limits.of_run(ctx, run).check_exponents(found.exponents)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import Request
 from sqlalchemy.orm import Session
 
-from primia.aggregation.errors import InvalidUpdate
+from primia.aggregation.bounds import Norms
+from primia.aggregation.terms import Groups
 from primia.aggregation.wire import HEADER_BYTES, Header, Kind, chunks, read_header
 from primia.chassis.context import Context
 from primia.chassis.files import Files
 from primia.prg import fresh_bytes
 from services.model_owner.registry import receive
 from services.model_owner.registry.receive import Received
-from services.model_owner.rounds import answers, beginning, secure, store
+from services.model_owner.rounds import answers, beginning, limits, secure, store
 from services.model_owner.rounds.tables import Contribution, Round, Run
 
 
@@ -40,7 +41,7 @@ async def receive_update(
     ctx: Context, request: Request, run_id: str, number: int, node: str
 ) -> None:
     """Raises what answers.seat does, MalformedMessage or UnexpectedMessage (header, size),
-    InvalidUpdate (NaN), TooLarge, StorageFull; then the node may still send a right one."""
+    InvalidUpdate (NaN, norm), TooLarge, StorageFull; then the node may still send a right one."""
     header = await run_sync(_expected, ctx, run_id, number, node)
     target = round_file(ctx.files, run_id, number, f"update-{node}-{fresh_bytes(8).hex()}")
     keep = False
@@ -55,7 +56,7 @@ async def receive_update(
             check_head=_head_check(header),
         )
         if header.kind is Kind.PLAIN:
-            await run_sync(check_finite, target, header.count)
+            await run_sync(check_change, ctx, run_id, number, target)
         keep = await run_sync(_take, ctx, run_id, number, node, target, received)
     finally:
         if not keep:
@@ -88,19 +89,20 @@ def _seat_row(here: answers.Place, number: int) -> Round:
     return taken.row
 
 
-def check_finite(path: Path, count: int) -> None:
-    """Raises InvalidUpdate, naming the index of the first value that is NaN or infinite."""
+def check_change(ctx: Context, run_id: str, number: int, path: Path) -> None:
+    """Raises InvalidUpdate for a change that is not finite, naming the index, or too large for the
+    weights that it changes. Once the round is over only a repeat is taken, and that by its bytes.
+    """
+    with ctx.db.reading() as session:
+        run = store.find(session, run_id)
+    norms = Norms(Groups(run.parameters, run.buffers))
     with path.open("rb") as file:
         file.seek(HEADER_BYTES)
-        for part, values in chunks(file, count, "<f4"):
-            finite = np.isfinite(values)  # (<= 2^18,)
-            if not finite.all():
-                index = part.start + int(np.argmin(finite))
-                raise InvalidUpdate(
-                    f"The update is not finite (NaN or infinity) at index {index}.",
-                    hint="Training has diverged or met a broken image; a right update is accepted.",
-                    index=index,
-                )
+        for _, values in chunks(file, norms.groups.size, "<f4"):
+            norms.add(values)
+    if run.number == number:
+        with contextlib.suppress(FileNotFoundError):  # the run has ended meanwhile
+            norms.check(limits.of_run(ctx, run))
 
 
 def _take(

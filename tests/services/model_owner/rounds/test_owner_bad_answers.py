@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from primia.aggregation.terms import RoundId
 from primia.aggregation.wire import HEADER_BYTES, Header, Kind, frame
 from primia.chassis.identity import decode_key, encode_key
-from tests.services.model_owner.federation import BINARY, NODES, Federation
+from tests.services.model_owner.federation import BINARY, NODES, Federation, Node, exact_mean
 
 PLAIN = {"aggregation": {"secure": False}}
 SECURE = {"aggregation": {"secure": True, "threshold": 2}}
@@ -58,6 +59,65 @@ def test_an_update_with_nan_is_named_and_a_right_one_is_taken(federation):
     assert not list((federation.ctx.files.root / "runs" / run / "1").iterdir())
     assert_still_taken(federation, path, content=content)
     assert federation.show(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize("index", [5, -1])  # of the parameters, of the buffers
+def test_one_huge_update_costs_its_own_place_alone(federation, index):
+    run = at(federation, "upload", PLAIN)
+    path, _, content = prepared(federation, "node-c")
+    vector = np.frombuffer(content[HEADER_BYTES:], "<f4").copy()
+    vector[index] = 3e38
+    huge = b"".join(frame(header_of(federation, run), vector))
+    answer = send(federation, path, content=huge, who="node-c")
+    assert_problem(answer, 422, "invalid-update", "norm of 3e+38")
+    before = federation.present_weights(run)
+    federation.turn("node-a", "node-b")
+    federation.forward()
+    federation.run_out()
+    shown = federation.show(run)
+    assert shown["state"] == "finished"
+    stages = [site["stage"] for site in shown["reports"][0]["sites"]]
+    assert stages == ["absorbed", "absorbed", "trained"]
+    expected = before + exact_mean(federation, 1, ("node-a", "node-b"))
+    assert np.allclose(federation.version_weights(2), expected, atol=1e-7)
+
+
+def test_an_update_above_the_stated_norm_is_refused(federation):
+    mode = {"aggregation": {"secure": False, "max_norm": 0.5}}
+    federation.with_model()
+    run = federation.start(**mode)
+    federation.until("train")
+    federation.turn()
+    path, _, content = prepared(federation)
+    answer = send(federation, path, content=content)
+    assert_problem(answer, 422, "invalid-update", "bound is 0.5")
+    small = np.frombuffer(content[HEADER_BYTES:], "<f4") / np.float32(100)
+    right = b"".join(frame(header_of(federation, run), small))
+    assert send(federation, path, content=right).status_code == 204
+
+
+@pytest.mark.parametrize("index", [5, -1])
+def test_nobody_makes_a_secure_round_coarse_by_a_large_exponent(federation, index):
+    class Poisoner(Node):
+        def change(self, number: int) -> np.ndarray:
+            change = super().change(number).copy()
+            change[index] = 2.0**39
+            return change
+
+    federation.nodes["node-c"] = Poisoner(federation, federation.cast.identities["node-c"])
+    run = at(federation, "train", SECURE)
+    path, body, _ = prepared(federation, "node-c")
+    assert 40 in body["exponents"].values()
+    answer = send(federation, path, body, who="node-c")
+    assert_problem(answer, 422, "invalid-update", "The exponent 40", "beyond the run's bound")
+    federation.turn("node-a", "node-b")
+    federation.forward()
+    federation.run_out()
+    shown = federation.show(run)
+    assert shown["state"] == "finished"
+    exact = exact_mean(federation, 1, ("node-a", "node-b"))
+    found = federation.version_weights(2) - federation.version_weights(1)
+    assert np.abs(found - exact).max() < 1e-6  # a step of 2^9 with the exponent
 
 
 WRONG_BODIES = [
@@ -132,7 +192,7 @@ def test_the_same_answer_again_is_accepted_and_another_one_is_not(federation):
     assert send(federation, path, content=content).status_code == 204
     federation.work()
     assert send(federation, path, content=content).status_code == 204
-    vector = np.frombuffer(content[HEADER_BYTES:], "<f4") + np.float32(1)
+    vector = np.frombuffer(content[HEADER_BYTES:], "<f4") + np.float32(0.5)
     changed = b"".join(frame(header_of(federation, run), vector))
     assert_problem(send(federation, path, content=changed), 409, "unexpected-message", "Another")
     assert len(list((federation.ctx.files.root / "runs" / run / "1").iterdir())) == 1
