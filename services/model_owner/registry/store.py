@@ -225,6 +225,7 @@ def ready_version(session: Session, model: str, version: int | None) -> ModelVer
         raise Conflict(
             f"Version {row.version} of model {model} is {row.state}{because}.",
             hint="Wait until it is ready." if row.state == "preparing" else "Choose another.",
+            state=row.state,
         )
     return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Response
+from sqlalchemy.orm import Session
 
 from primia.chassis.auth import require
 from primia.chassis.context import Ctx
@@ -55,17 +56,18 @@ def create(
     response: Response,
 ) -> StudySummary:
     """Every trial is a training run that the sites review and whose privacy cost they are charged;
-    its model is not kept. Any field of the run can be a parameter."""
+    its model is not kept. Any field of the run but its nodes and ``keep`` can be a parameter."""
     domain.check(request)
     with ctx.db.session() as session:
-        base = registry.ready_version(session, request.run.model, request.run.version)
-        # All trials start from the same version, whatever is trained meanwhile.
-        run = request.run.model_copy(update={"version": base.version})
-        request = request.model_copy(update={"run": run})
+        versions = _versions(session, request)
+        run = request.run.model_copy(update={"version": versions.get(request.run.model)})
+        if "model" not in request.parameters:
+            request = request.model_copy(update={"run": run})
         row = Study(
             id=fresh_bytes(16).hex(),
             state="running",
             request=request.model_dump(mode="json"),
+            versions=versions,
             trials=request.trials,
             created=ctx.clock.now(),
             created_by=user.name,
@@ -76,6 +78,18 @@ def create(
         summary = store.summary(row, [])
     response.headers["Location"] = f"/studies/{summary.id}"
     return summary
+
+
+def _versions(session: Session, request: StudyRequest) -> dict[str, int]:
+    """All trials of a model start from the same version, whatever is trained meanwhile. Raises
+    NotFound, Conflict (not ready)."""
+    drawn = request.parameters.get("version")
+    for version in domain.bounds(drawn) if drawn else ():
+        registry.ready_version(session, request.run.model, int(str(version)))
+    return {
+        name: registry.ready_version(session, name, request.run.version).version
+        for name in domain.models(request)
+    }
 
 
 @router.get("", summary="List searches, newest first", responses=responses(422))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
-from primia.chassis.telemetry import get_logger
 from primia.errors import Conflict, PrimiaError
 from primia.messages.rounds import Scores
 from primia.messages.runs import RunReport
@@ -22,8 +21,6 @@ from services.model_owner.rounds.start import start
 from services.model_owner.studies import domain, store
 from services.model_owner.studies.ending import cancel_run, end
 from services.model_owner.studies.store import Study, Trial
-
-log = get_logger(__name__)
 
 
 def advance(ctx: Context, session: Session, study: Study) -> None:
@@ -74,30 +71,45 @@ def _measured(report: RunReport) -> list[Scores]:
 
 
 def _start_next(ctx: Context, session: Session, study: Study, rows: list[Trial]) -> None:
+    """A trial at every group of sites that is free; the study says what others wait for."""
     from services.model_owner.studies import search  # optuna: 150 MB, only where it is needed
 
     request = store.request_of(study)
-    places = domain.groups(request)
     taken = {row.place for row in rows if row.state == "running"}
-    for place in sorted(set(range(len(places))) - taken):
+    waiting: list[str] = []
+    for place, nodes in enumerate(domain.groups(request)):
+        if place in taken:
+            continue
         if len(rows) >= study.trials:
-            return
+            break
         parameters = search.suggest(request, store.past(rows))
         if parameters is None:
             study.trials = len(rows)
-            return
+            break
         row = Trial(
             study=study.id, number=len(rows), state="running", place=place, parameters=parameters,
             run="", reports=[],
         )  # fmt: skip
-        try:
-            wanted = domain.trial_run(request, parameters, places[place])
-            row.run = start(ctx, session, wanted, study.created_by).id
-        except Conflict as error:  # its sites are in another run: later
-            log.info("a trial waits", study=study.id, reason=error.detail)
-            return
-        except PrimiaError as error:
-            row.state, row.reason = "failed", error.detail[: store.REASON]
+        because = _started(ctx, session, study, row, nodes)
+        if because is not None:
+            waiting.append(because)
+            continue
         session.add(row)
         session.flush()
         rows.append(row)
+    study.reason = "; ".join(f"A trial waits: {each}" for each in waiting)[: store.REASON]
+
+
+def _started(
+    ctx: Context, session: Session, study: Study, row: Trial, nodes: Sequence[str]
+) -> str | None:
+    """The trial with its run, or failed; or why it has to wait."""
+    try:
+        wanted = domain.trial_run(store.request_of(study), row.parameters, nodes, study.versions)
+        row.run = start(ctx, session, wanted, study.created_by).id
+    except PrimiaError as error:
+        # Its sites are in another run, or a version is still prepared; a failed one stays so.
+        if isinstance(error, Conflict) and error.extra.get("state") != "failed":
+            return error.detail
+        row.state, row.reason = "failed", error.detail[: store.REASON]
+    return None

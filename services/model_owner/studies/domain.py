@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
@@ -11,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 from primia.errors import Conflict, InvalidInput
 from primia.learning.spec import describe
 from primia.messages.rounds import RunRequest
-from primia.messages.studies import Parameter, StudyRequest, StudyState
+from primia.messages.studies import Parameter, StudyRequest, StudyState, without_value
 
 TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
     "running": frozenset({"finished", "failed", "cancelled"}),
@@ -45,18 +46,38 @@ def groups(request: StudyRequest) -> tuple[tuple[str, ...], ...]:
 
 
 def trial_run(
-    request: StudyRequest, parameters: Mapping[str, JsonValue], nodes: Sequence[str]
+    request: StudyRequest,
+    parameters: Mapping[str, JsonValue],
+    nodes: Sequence[str],
+    versions: Mapping[str, int] = MappingProxyType({}),
 ) -> RunRequest:
-    """The run of a trial. Raises InvalidInput, which names the fields at fault."""
+    """The run of a trial; ``versions``: model -> the version that its trials start from.
+
+    Raises InvalidInput, which names the fields at fault.
+    """
     document: dict[str, Any] = request.run.model_dump(mode="json")
     document["nodes"] = list(nodes)
     document["keep"] = False
     for path, value in parameters.items():
         _put(document, path, value)
+    if "version" not in parameters:
+        document["version"] = versions.get(document["model"], document["version"])
     try:
-        return RunRequest.model_validate(document)
+        run = RunRequest.model_validate(document)
     except ValidationError as error:
         raise InvalidInput(f"A trial's run: {describe(error)}.") from None
+    because = without_value(run)
+    if because:
+        raise InvalidInput(f"A trial's run: {because}.")
+    return run
+
+
+def models(request: StudyRequest) -> tuple[str, ...]:
+    """That trials may be of."""
+    parameter = request.parameters.get("model")
+    if parameter is None:
+        return (request.run.model,)
+    return tuple(str(name) for name in bounds(parameter))
 
 
 def check(request: StudyRequest) -> None:

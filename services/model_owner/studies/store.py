@@ -26,7 +26,9 @@ REASON = 2000
 
 
 class Study(LeaseMixin, Base):
-    """``trials``: how many are wanted; ``continued``: how many there were when it last went on."""
+    """``trials``: how many are wanted; ``continued``: how many there were when it last went on;
+    ``versions``: model -> the version that its trials start from; ``reason`` of a running one: what
+    its next trials wait for."""
 
     __tablename__ = "studies"
 
@@ -34,6 +36,7 @@ class Study(LeaseMixin, Base):
     state: Mapped[str] = mapped_column(String(12), index=True)
     reason: Mapped[str] = mapped_column(String(REASON), default="")
     request: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
+    versions: Mapped[dict[str, Any]] = mapped_column(JsonDocument, default=dict)
     trials: Mapped[int]
     continued: Mapped[int] = mapped_column(default=0)
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -134,7 +137,7 @@ def _trial(row: Trial) -> TrialReport:
         {
             "number": row.number,
             "state": row.state,
-            "run": row.run,
+            "run": row.run or None,  # none where it could not start
             "parameters": row.parameters,
             "value": row.value,
             "reports": {int(k): v for k, v in row.reports},

@@ -71,7 +71,12 @@ class StudyRequest(Message):
     """POST /studies: ``run`` with some of its fields drawn anew for each trial."""
 
     run: RunRequest
-    parameters: dict[FieldPath, Parameter] = Field(min_length=1, max_length=30)
+    parameters: dict[FieldPath, Parameter] = Field(
+        min_length=1,
+        max_length=30,
+        description="any of the run's fields but nodes and keep; a choice of models: each trial "
+        "starts from its model's newest version",
+    )
     trials: int = Field(ge=1, le=MAX_TRIALS)
     objective: Literal["loss", "accuracy"] = Field(
         default="loss", description="of a trial's final model, on all sites' validation images"
@@ -91,13 +96,40 @@ class StudyRequest(Message):
         named = [node for group in self.groups for node in group]
         if len(set(named)) != len(named):
             raise ValueError("a node is in two groups: it takes part in one run at once")
-        if self.run.rounds < 1:
-            raise ValueError("a trial trains for at least one round")
+        self._check_parameters()
+        because = without_value(self.run, drawn=frozenset(self.parameters))
+        if because:
+            raise ValueError(because)
         if self.sampler == "grid":
             for path, each in self.parameters.items():
                 if each.kind == "float":
                     raise ValueError(f"{path}: a grid takes whole numbers or choices")
         return self
+
+    def _check_parameters(self) -> None:
+        if "keep" in self.parameters:
+            raise ValueError("keep: the models of trials are not kept")
+        models = self.parameters.get("model")
+        if models is None:
+            return
+        if models.kind != "choice":
+            raise ValueError("model: give a choice of models' names")
+        if self.run.version is not None or "version" in self.parameters:
+            raise ValueError("version: trials of several models start from each one's newest")
+
+
+def without_value(run: RunRequest, drawn: frozenset[str] = frozenset()) -> str:
+    """Why a trial with this run could not be judged by its final model; empty if it can be.
+
+    ``drawn``: fields that each trial has a value of its own for.
+    """
+    if run.rounds < 1 and "rounds" not in drawn:
+        return "a trial trains for at least one round"
+    if run.privacy.central is not None:
+        return "no score leaves a site with central privacy, so that no trial would have a value"
+    if run.training.validation_fraction == 0 and "training.validation_fraction" not in drawn:
+        return "trials are judged by validation images: the fraction is 0"
+    return ""
 
 
 class MoreTrials(Message):
@@ -121,6 +153,8 @@ class TrialReport(Message):
 
 
 class StudySummary(Message):
+    """``reason``: why it has ended, or what its next trials wait for."""
+
     id: Id
     state: StudyState
     reason: str = ""

@@ -11,6 +11,9 @@ from services.model_owner.studies import tasks
 from tests.services.model_owner.federation import NODES, Federation
 
 RATES = {"training.learning_rate": {"kind": "float", "low": 1e-5, "high": 1e-1, "log": True}}
+WEIGHTS, VERSIONS = "/models/chest/versions/1/weights", "/models/chest/versions"
+CENTRAL = {"privacy": {"central": {"clip_norm": 1.0, "noise_multiplier": 1.0}}}
+SECURELY = {"aggregation": {"secure": True}}
 RUN = {
     "model": "chest",
     "nodes": list(NODES),
@@ -183,10 +186,61 @@ def test_a_trial_waits_for_sites_that_are_in_another_run(federation):
     run = federation.start(**{key: RUN[key] for key in ("aggregation",)})
     study = search(federation, trials=1)
     tasks.advance(federation.ctx, study)
-    assert show(federation, study)["reports"] == []
+    waiting = show(federation, study)
+    assert (waiting["state"], waiting["reports"]) == ("running", [])
+    assert waiting["reason"] == f"A trial waits: node-a takes part in run {run} already."
     federation.run_out()
     assert federation.show(run)["state"] == "finished"
+    tasks.advance(federation.ctx, study)
+    assert show(federation, study)["reason"] == ""
     assert conduct(federation, study)["state"] == "finished"
+
+
+def test_groups_whose_sites_are_free_do_not_wait_for_others(federation):
+    federation.with_model()
+    run = federation.start(nodes=["node-a"], aggregation={"secure": False})
+    study = search(federation, trials=4, groups=[["node-a"], ["node-b"], ["node-c"]])
+    tasks.advance(federation.ctx, study)
+    found = show(federation, study)
+    nodes = [federation.show(trial["run"])["nodes"] for trial in found["reports"]]
+    assert nodes == [["node-b"], ["node-c"]]
+    assert run in found["reason"]
+    assert conduct(federation, study)["done"] == 4
+
+
+def test_every_trial_of_a_search_over_models_starts_from_its_own_models_version(federation):
+    federation.with_model()
+    federation.with_model("lung")
+    weights = federation.user("GET", "/models/lung/versions/1/weights").content
+    upload = federation.user("POST", "/models/lung/versions", content=weights)
+    assert upload.status_code == 202, upload.text
+    models = {"model": {"kind": "choice", "values": ["chest", "lung"]}}
+    preparing = federation.user("POST", "/studies", json=body(parameters=models, sampler="grid"))
+    assert preparing.status_code == 202  # from version 1: the newest that is ready
+    federation.user("DELETE", f"/studies/{preparing.json()['id']}")
+    federation.work()
+    study = search(federation, parameters=models, sampler="grid", trials=2)
+    again = federation.user("POST", "/models/lung/versions", content=weights)
+    assert again.status_code == 202  # what comes meanwhile changes nothing
+    federation.work()
+    found = conduct(federation, study)
+    runs = [federation.show(trial["run"]) for trial in found["reports"]]
+    assert {(run["model"], run["version"]) for run in runs} == {("chest", 1), ("lung", 2)}
+    assert found["state"] == "finished"
+
+
+def test_a_trial_of_a_version_that_failed_fails_and_does_not_wait(federation):
+    federation.with_model()
+    for content in (b"no weights", federation.user("GET", WEIGHTS).content):
+        assert federation.user("POST", VERSIONS, content=content).status_code == 202
+        federation.work()
+    versions = {"version": {"kind": "int", "low": 1, "high": 3}}
+    study = search(federation, parameters=versions, sampler="grid", trials=3)
+    found = conduct(federation, study)
+    assert found["state"] == "finished"
+    said = {trial["parameters"]["version"]: trial for trial in found["reports"]}
+    assert [said[version]["state"] for version in (1, 2, 3)] == ["complete", "failed", "complete"]
+    assert "Version 2 of model chest is failed" in said[2]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +262,38 @@ def test_a_trial_waits_for_sites_that_are_in_another_run(federation):
         ({"parameters": RATES, "sampler": "grid"}, "grid"),
         ({"groups": [["node-a"], ["node-a", "node-b"]]}, "two groups"),
         ({"trials": 0}, "trials"),
+        ({"run": CENTRAL | SECURELY}, "no score leaves a site"),
+        (
+            {
+                "run": SECURELY,
+                "parameters": {
+                    f"privacy.central.{name}": {"kind": "float", "low": 0.5, "high": 2}
+                    for name in ("clip_norm", "noise_multiplier")
+                },
+            },
+            "no score leaves a site",
+        ),
+        ({"run": {"training": {"image_size": 16, "validation_fraction": 0}}}, "the fraction is 0"),
+        (
+            {
+                "parameters": {
+                    "training.validation_fraction": {"kind": "float", "low": 0, "high": 0.2}
+                }
+            },
+            "the fraction is 0",
+        ),
+        ({"parameters": {"rounds": {"kind": "int", "low": 0, "high": 2}}}, "at least one round"),
+        ({"parameters": {"keep": {"kind": "choice", "values": [True, False]}}}, "not kept"),
+        ({"parameters": {"model": {"kind": "choice", "values": ["chest", "liver"]}}}, "liver"),
+        ({"parameters": {"model": {"kind": "int", "low": 1, "high": 2}}}, "models' names"),
+        (
+            {
+                "run": {"version": 1},
+                "parameters": {"model": {"kind": "choice", "values": ["chest", "lung"]}},
+            },
+            "each one's newest",
+        ),
+        ({"parameters": {"version": {"kind": "int", "low": 1, "high": 9}}}, "version 9"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_any_trial(federation, changes, said):
