@@ -1,4 +1,4 @@
-"""A search over real data nodes: every trial is charged to their ledgers, and ends at their limit."""
+"""A search over real data nodes: each trial is charged to their ledgers, and ends at the limit."""
 
 from __future__ import annotations
 
