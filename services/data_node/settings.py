@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from primia.chassis.settings import ServiceSettings
+from primia.chassis.machine import memory_bytes
+from primia.chassis.settings import MIB, ServiceSettings
 from primia.messages.common import Digest, Name
 
 
@@ -59,6 +60,11 @@ class DataNodeSettings(ServiceSettings):
     poll_seconds: float = Field(default=25, gt=0, le=60)
     max_image_bytes: int = Field(default=32 << 20, ge=1024)
     max_batch: int = Field(default=16, ge=1, le=64)
+    max_session_bytes: int = Field(
+        default_factory=lambda: 3 * memory_bytes() // 4,
+        ge=MIB,
+        description="memory that one inference may take; default: 3/4 of the machine's",
+    )
     prefetch: int = Field(default=0, ge=0, le=64, description="deals kept ahead for each model")
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from primia.chassis.settings import ServiceSettings
+from primia.chassis.machine import memory_bytes
+from primia.chassis.settings import MIB, ServiceSettings
 from primia.messages.common import Name
 
 
@@ -26,6 +27,11 @@ class ModelOwnerSettings(ServiceSettings):
     )
     max_kept_bytes: int = Field(default=20 << 30, ge=0, description="disk for all of them")
     kept_seconds: float = Field(default=86400, gt=0, description="how long they are kept")
+    max_session_bytes: int = Field(
+        default_factory=lambda: 3 * memory_bytes() // 4,
+        ge=MIB,
+        description="memory that one inference may take; default: 3/4 of the machine's",
+    )
     max_streams: int = Field(default=2, ge=1, le=1024, description="SecureNN sessions at once")
     max_stream_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of one of them")
     session_idle_seconds: float = Field(default=120, gt=0)

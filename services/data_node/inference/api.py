@@ -94,6 +94,7 @@ def _create(ctx: Context, asked: upload.Asked, user: str) -> InferenceStatus:
     if wanted.protocol == "securenn" and wanted.accuracy != "exact":
         raise InvalidInput("SecureNN compares whole values.", hint="Ask for accuracy 'exact'.")
     choice = _choice(ctx, wanted, len(asked.pictures))
+    planner.check_memory(ctx, choice, len(asked.pictures))
     model, plan = choice.model, choice.plan
     pixels = upload.pixels(asked.pictures, model.card)
     inference_id = fresh_bytes(16).hex()

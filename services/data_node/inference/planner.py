@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from primia.chassis.context import Context
 from primia.chassis.peers import PeerClient
-from primia.errors import MalformedMessage
+from primia.errors import InvalidInput, MalformedMessage
 from primia.messages.inference import FixedProtocol as Protocol
 from primia.messages.inference import ServedModel, ServedPlan
+from primia.mpc import costs
 from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
 from primia.mpc.plan import Plan
 from services.data_node.inference import kept
@@ -49,6 +50,20 @@ def decide(ctx: Context, model: ServedModel, plans: Sequence[ServedPlan], batch:
         for each in plans
     ]
     return fastest(model, offers, batch, measured(ctx))
+
+
+def check_memory(ctx: Context, choice: Choice, batch: int) -> None:
+    """Raises InvalidInput where either party lacks the memory; nothing has been dealt yet."""
+    if choice.protocol != "fss":  # SecureNN's parties check for themselves: they deal nothing
+        return
+    most = choice.plan.largest_batch
+    if batch > most:
+        raise InvalidInput(
+            f"The model owner has memory for {most} images of this model at a time, not {batch}.",
+            hint="Ask for fewer images at a time, or have PRIMIA_MAX_SESSION_BYTES raised there.",
+        )
+    plan = public_plan(ctx, choice.model, choice.plan)
+    costs.check_memory(plan, batch, ctx.settings.max_session_bytes)
 
 
 def fastest(model: ServedModel, offers: Sequence[Offer], batch: int, network: Network) -> Choice:

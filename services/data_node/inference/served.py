@@ -18,6 +18,8 @@ from primia.mpc.plan import Plan
 from primia.prg import fresh_bytes
 
 _CACHE = "inference.openings"
+_PLANS = "inference.plans"
+_MOST_PLANS = 32
 FOLDER = "openings"
 
 
@@ -83,8 +85,17 @@ def _read_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> tuple[Pl
 
 
 def public_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Plan:
-    """The plan alone. Raises MalformedMessage where it is not what its digest says."""
+    """The plan alone, asked for once. Raises MalformedMessage where it is not what its digest
+    says."""
+    known: dict[str, Plan] = ctx.extras.setdefault(_PLANS, {})
+    plan = known.get(wanted.digest)
+    if plan is not None:
+        _check_plan(plan, model, wanted)
+        return plan
     plan, _ = _read_plan(ctx, model, wanted)
+    while len(known) >= _MOST_PLANS and (oldest := next(iter(known), None)) is not None:
+        known.pop(oldest, None)
+    known[wanted.digest] = plan
     return plan
 
 

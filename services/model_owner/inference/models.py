@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 from primia.chassis.files import Files
+from primia.messages.inference import MAX_BATCH
+from primia.mpc import costs
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.owner import PreparedModel
+from primia.mpc.plan import Plan
 
 _FOLDER = "compiled"
 
@@ -26,6 +30,12 @@ def opening_path(files: Files, plan_id: str) -> Path:
 def remove(files: Files, plan_id: str) -> None:
     for path in (weights_path(files, plan_id), opening_path(files, plan_id)):
         path.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=256)
+def largest_batch(document: str, limit: int) -> int:
+    """Images that a session of this plan takes within ``limit`` bytes of memory."""
+    return costs.largest_batch(Plan.parse(document.encode()), limit, MAX_BATCH)
 
 
 class PreparedModels:

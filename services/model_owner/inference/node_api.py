@@ -30,6 +30,7 @@ from primia.messages.inference import (
     Session,
     SessionRequest,
 )
+from primia.mpc.costs import check_memory
 from primia.mpc.plan import Plan
 from primia.prg import fresh_bytes
 from services.model_owner.inference import forward, kept, models, sessions, store
@@ -85,11 +86,12 @@ def served(_node: Node, ctx: Ctx) -> ServedModels:
     with ctx.db.reading() as session:
         for row in store.served(session, MAX_SERVED):
             grouped.setdefault((row.model, row.version), []).append(row)
-        found = tuple(_served(session, rows) for rows in grouped.values())
+        limit = ctx.settings.max_session_bytes
+        found = tuple(_served(session, rows, limit) for rows in grouped.values())
     return ServedModels(models=found)
 
 
-def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedModel:
+def _served(session: Transaction, rows: list[store.CompiledPlanRow], limit: int) -> ServedModel:
     version = registry.find_version(session, rows[0].model, rows[0].version)
     spec = registry.spec_at(registry.find_model(session, rows[0].model), version)
     card = ModelCard(
@@ -106,10 +108,10 @@ def _served(session: Transaction, rows: list[store.CompiledPlanRow]) -> ServedMo
         program=spec.program.digest if spec.program else None,
         layout=spec.layout_digest,
     )
-    return ServedModel(card=card, plans=tuple(_plan(row) for row in rows))
+    return ServedModel(card=card, plans=tuple(_plan(row, limit) for row in rows))
 
 
-def _plan(row: store.CompiledPlanRow) -> ServedPlan:
+def _plan(row: store.CompiledPlanRow, limit: int) -> ServedPlan:
     return ServedPlan.model_validate(
         {
             "plan": row.id,
@@ -120,6 +122,7 @@ def _plan(row: store.CompiledPlanRow) -> ServedPlan:
             "opening_bytes": row.opening_bytes,
             "opening_sha256": row.opening_sha256,
             "batch": row.batch,
+            "largest_batch": models.largest_batch(row.document or "", limit),
         }
     )
 
@@ -214,6 +217,7 @@ def _row(ctx: Context, wanted: SessionRequest, node: str) -> store.SessionRow:
                 hint="GET /inference/models lists what is served.",
             )
         plan = Plan.parse((plan_row.document or "").encode())
+        check_memory(plan, wanted.batch, ctx.settings.max_session_bytes)
         if wanted.ahead:
             kept.require_room(ctx, session, node, kept.disk_size(plan, wanted.batch))
         else:

@@ -179,6 +179,9 @@ class ServedPlan(Message):
     opening_bytes: int = Field(ge=0)
     opening_sha256: Digest
     batch: Batch = Field(description="the batch of the deals kept in stock")
+    largest_batch: int = Field(
+        default=MAX_BATCH, ge=0, le=MAX_BATCH, description="that the owner has memory for"
+    )
 
 
 class ServedModel(Message):

@@ -1,4 +1,5 @@
-"""What an inference will take over a given network: for choosing a protocol, not for benchmarks.
+"""What an inference will take: time over a given network, for choosing a protocol and not for
+benchmarks; and memory, for refusing in time.
 
 Bytes and rounds follow from the plan. Seconds of arithmetic are measured constants of a 2-core
 x86-64 server, all parties on it; a slower machine is slower for every choice.
@@ -6,8 +7,11 @@ x86-64 server, all parties on it; a slower machine is slower for every choice.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
+from primia.errors import InvalidInput
 from primia.mpc.material import half_size
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
@@ -21,8 +25,36 @@ _STREAMED = 9e-7
 # SecureNN (docs/securenn.md): bytes a comparison over each of the three links, rounds a step.
 _STREAMED_BYTES = 180
 _STREAMED_ROUNDS = 9
+# Bytes that a party holds for each value of the widest layer: masks, shares, what is opened, and a
+# copy of each on its way into a message (measured: 45 at P0, 34 at P1).
+_VALUE_BYTES = 48
 # Requests that open a session, reserve a deal and fetch a half.
 _OPENING_REQUESTS = 6
+
+
+def session_bytes(plan: Plan, batch: int) -> int:
+    """About what a party holds at most for a session of FSS, beside its libraries and weights: its
+    half of the deal, mapped from the disk; the offline message, and that once more while it is
+    put together; and the widest layer's values."""
+    half = max(half_size(plan, batch, party) for party in (0, 1))
+    widest = max(math.prod(shape) for shape in plan.shapes())
+    return half + 2 * plan.bill(batch).offline_bytes + _VALUE_BYTES * batch * widest
+
+
+def largest_batch(plan: Plan, limit: int, most: int) -> int:
+    """How many images, up to ``most``, a session within ``limit`` bytes takes; 0: not even one."""
+    return bisect_right(range(1, most + 1), limit, key=lambda batch: session_bytes(plan, batch))
+
+
+def check_memory(plan: Plan, batch: int, limit: int) -> None:
+    """Raises InvalidInput where a session of FSS would take more than ``limit`` bytes."""
+    needed = session_bytes(plan, batch)
+    if needed > limit:
+        raise InvalidInput(
+            f"A session for a batch of {batch} would take {needed / 1e9:.2f} GB of memory; "
+            f"{limit / 1e9:.2f} are allowed here.",
+            hint="Ask for fewer images at a time, or raise PRIMIA_MAX_SESSION_BYTES.",
+        )
 
 
 @dataclass(frozen=True)

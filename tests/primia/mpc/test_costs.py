@@ -1,9 +1,22 @@
-"""Expected seconds: right in their limits, and in what they say is faster."""
+"""Expected seconds: right in their limits, and in what they say is faster. Memory: a bound."""
+
+import tracemalloc
 
 import pytest
 
-from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
-from tests.support.inference import resnet18
+from primia.errors import InvalidInput
+from primia.mpc.costs import (
+    Link,
+    Network,
+    check_memory,
+    fss_seconds,
+    largest_batch,
+    securenn_seconds,
+    session_bytes,
+)
+from primia.mpc.material import half_size
+from tests.primia.mpc.test_dealer import wide_plan
+from tests.support.inference import Session, resnet18, weights_for, words
 
 PLAN = resnet18(224)
 FAST = Link(2e-4, 1e9)
@@ -45,3 +58,48 @@ def test_over_a_slow_link_to_the_dealer_alone_neither_is_free():
     network = Network(FAST, NARROW)
     ratio = fss_seconds(PLAN, 1, network, kept=False) / securenn_seconds(PLAN, 1, network)
     assert 0.5 < ratio < 1.5
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+GB = 10**9
+
+
+def test_a_session_is_its_half_and_some():
+    for batch in (1, 16):
+        more = session_bytes(PLAN, batch) - half_size(PLAN, batch, 0)
+        assert 40e6 < more / batch < 60e6
+    assert session_bytes(PLAN, 16) == pytest.approx(11.0e9, rel=0.02)
+
+
+def test_both_parties_stay_within_what_is_said():
+    """Beside the halves, which a test holds as bytes, made beforehand."""
+    plan, batch = wide_plan(), 4
+    session = Session(plan, weights_for(plan, 3), batch)
+    session.prepare()  # loads what is loaded once
+    session = Session(plan, weights_for(plan, 3), batch)
+    image = words(5, (batch, *plan.input_shape)) / 2**32
+    tracemalloc.start()
+    try:
+        session.run(image)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    said = session_bytes(plan, batch) - half_size(plan, batch, 0)
+    assert said / 4 < most < 2 * said
+
+
+@pytest.mark.parametrize("limit", [10**8, GB, 5 * GB, 100 * GB])
+def test_the_largest_batch_fits_and_the_next_does_not(limit):
+    most = largest_batch(PLAN, limit, 64)
+    for batch in range(1, 65):
+        assert (session_bytes(PLAN, batch) <= limit) == (batch <= most)
+
+
+def test_a_batch_over_the_limit_is_refused_by_its_size():
+    check_memory(PLAN, 4, 3 * GB)
+    with pytest.raises(
+        InvalidInput, match=r"batch of 5 would take 3\.\d\d GB .* 3\.00 are"
+    ) as found:
+        check_memory(PLAN, 5, 3 * GB)
+    assert "PRIMIA_MAX_SESSION_BYTES" in (found.value.hint or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from primia.learning.calibration import pack
 from primia.learning.images import decode, normalise
 from primia.mpc import oracle
+from primia.mpc.costs import session_bytes
 from primia.mpc.material import half_size
 from services.data_node.inference import run
 from services.data_node.inference import store as node_store
@@ -455,3 +457,43 @@ def test_the_list_is_newest_first(grid):
     assert (
         grid.call("GET", NODE, "/inference/models").json()["models"][0]["card"]["name"] == "chest"
     )
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def allowed(grid, name, size):
+    settings = grid[name].ctx.settings
+    before = settings.max_session_bytes
+    object.__setattr__(settings, "max_session_bytes", size)
+    try:
+        yield
+    finally:
+        object.__setattr__(settings, "max_session_bytes", before)
+
+
+@pytest.mark.parametrize(
+    ("party", "told"), [(NODE, "allowed here"), (OWNER, "The model owner has")]
+)
+def test_a_batch_that_a_party_has_no_memory_for_is_refused_before_anything_is_dealt(
+    grid, compiled, party, told
+):
+    before = grid.deals()
+    with allowed(grid, party, session_bytes(compiled.plan, 2)):
+        refused = grid.infer(*IMAGES, result="scores")
+        assert refused.status_code == 422
+        assert told in refused.json()["detail"]
+        assert "PRIMIA_MAX_SESSION_BYTES" in refused.json()["hint"]
+        assert grid.deals() == before
+        grid.classify(*IMAGES[:2], result="scores")
+
+
+def test_a_session_over_the_owners_memory_is_refused(grid, compiled):
+    """Whatever the node has read of what the owner serves."""
+    plan = next(each for each in grid.servings if each["result"] == "scores")
+    wanted = {"plan": plan["plan"], "digest": plan["digest"], "deal": 16 * "c3", "batch": 3}
+    with allowed(grid, OWNER, session_bytes(compiled.plan, 2)):
+        refused = grid.call("POST", OWNER, "/inference/sessions", who=NODE, json=wanted)
+    assert refused.status_code == 422
+    assert "batch of 3" in refused.json()["detail"]
