@@ -6,8 +6,8 @@ Prints a table, writes benchmarks/results/inference.json and plots. Groups: see 
 Every party is its own processes, over HTTP: crypto provider, model owner, data node. Each figure is
 the median of the repetitions, after one inference to warm up. Delays and rates are real: network
 namespaces joined by a link in userspace (benchmarks.bed.link), the same for every system. Nothing
-is in stock: each image's material is dealt, downloaded and used up, so that one job gives the time
-of everything and, by the data node's own report, the online part.
+is in stock, but in the group of that name: each image's material is dealt, downloaded and used up,
+so that one job gives the time of everything and, by the data node's own report, the online part.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import numpy as np
 
 from benchmarks import inference_limit, inference_plots, inference_sweep
 from benchmarks.bed import groups, models
-from benchmarks.bed.encrypted import Answer, infer
+from benchmarks.bed.encrypted import Answer, infer, wait_kept
 from benchmarks.bed.report import Report, end_on_signal
+from benchmarks.bed.services import Bed
 from benchmarks.bed.workbench import MEMBERS, MODEL, NODE, Bench
 from benchmarks.inference_sweep import crypten_counted, network_name
 from benchmarks.peers import crypten
@@ -37,6 +38,7 @@ from primia.messages.inference import MAX_BATCH
 PAIR = (OWNER, NODE)
 GROUPS = {
     "loopback": "one image without added delay: seconds, requests, bytes, material, memory",
+    "stocked": "the same where both parties keep the material of an image ahead, also delayed",
     "delay": "10 and 100 ms one way; 100 Mbit/s",
     "calibrated": "the same with calibrated accuracy",
     "securenn": "SecureNN at the same delays, and what FSS saves",
@@ -123,6 +125,46 @@ def _loopback(bench: Bench) -> None:
     add("peak memory of the dealer", "GB", [peaks[DEALER] / 1e9], 1, "its API and worker")
     for name, spent in busy.items():
         bench.figure("loopback", f"processor time of {name}", "s", [spent / len(answers)])
+
+
+def _stocked(bench: Bench) -> None:
+    """Nobody asks the crypto provider for anything between an image and its result."""
+    answers = _from_stock(bench, bench.stocked)
+    full = bench.given.size == 224
+    costs = [answer.cost for answer in answers]
+    online = [cost.online_seconds for cost in costs]
+    bench.figure("stocked", "online, exact", "s", online, at_most=1.5 if full else None)
+    jobs = [answer.job_seconds for answer in answers]
+    note = "from the request to its result"
+    bench.figure("stocked", "everything together, material kept ahead", "s", jobs, note=note)
+    for part in ("material", "offline"):
+        values = [getattr(cost, f"{part}_seconds") for cost in costs]
+        bench.figure("stocked", f"of which {part}", "s", values)
+    moved = [(cost.material_bytes + cost.offline_bytes) / 1e6 for cost in costs]
+    bench.figure("stocked", "bytes before the first request", "MB", moved, at_most=0)
+    for delay, mbit in ((10.0, 0.0), (100.0, 0.0), (0.0, 100.0)):
+        answers = _from_stock(bench, bench.stocked_apart, delay, mbit)
+        name = network_name(delay, mbit)
+        online = [answer.cost.online_seconds for answer in answers]
+        bench.figure("stocked", f"online, {name}", "s", online)
+        jobs = [answer.job_seconds for answer in answers]
+        bench.figure("stocked", f"everything together, {name}", "s", jobs, note=note)
+
+
+def _from_stock(bench: Bench, found: Bed, delay: float = 0, mbit: float = 0) -> list[Answer]:
+    """Each image once its material lies at both parties; the line is slow for the image alone."""
+    answers = []
+    for turn in range(bench.given.repeats + 1):
+        wait_kept(found.node(NODE), MODEL)
+        if found.network is not None:
+            found.network.set(delay, mbit, PAIR)
+        try:
+            file = bench.files[turn : turn + 1]
+            answers.append(infer(found.node(NODE), file, MODEL, 2))
+        finally:
+            if found.network is not None:
+                found.network.set(0, 0)
+    return answers[1:]  # the first one warms up
 
 
 def _delay(bench: Bench) -> None:
@@ -375,6 +417,7 @@ def _sides(bench: Bench) -> None:
 
 _RUN: Mapping[str, Callable[[Bench], None]] = {
     "loopback": _loopback,
+    "stocked": _stocked,
     "delay": _delay,
     "calibrated": _calibrated,
     "securenn": _securenn,

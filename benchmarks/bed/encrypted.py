@@ -56,6 +56,15 @@ def infer(
     )
 
 
+def wait_kept(node: DataNode, model: str, seconds: float = 300) -> None:
+    """Until the material of an image lies at both parties (PRIMIA_PREFETCH)."""
+    deadline = time.monotonic() + seconds
+    while not any(each.model == model and each.ready for each in node.kept().kept):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"No material was kept within {seconds:.0f} s.")
+        time.sleep(_POLL_SECONDS)
+
+
 def _ended(node: DataNode, job: str, seconds: float) -> InferenceStatus:
     deadline = time.monotonic() + seconds
     while True:

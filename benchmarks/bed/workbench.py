@@ -82,14 +82,26 @@ class Bench:
         """The same services, on the slow network."""
         return self._bed("apart", self.network)
 
-    def _bed(self, name: str, network: Network | None) -> Bed:
-        """Services that serve the model, warmed up by an inference."""
+    @cached_property
+    def stocked(self) -> Bed:
+        """Services that keep the material of one image ahead."""
+        return self._bed("stocked", None, PRIMIA_PREFETCH="1")
+
+    @cached_property
+    def stocked_apart(self) -> Bed:
+        """The same, on the slow network."""
+        return self._bed("stocked-apart", self.network, PRIMIA_PREFETCH="1")
+
+    def _bed(self, name: str, network: Network | None, **more: str) -> Bed:
+        """Services that serve the model, warmed up by an inference. ``more``: settings of the data
+        node."""
         shared = {
             "PRIMIA_THREADS": str(self.given.threads),
             "OMP_NUM_THREADS": str(self.given.threads),
             "PRIMIA_MAX_BATCH": str(MAX_BATCH),
         }
         settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
+        settings["data_node"] = {**shared, **more}
         with contextlib.ExitStack() as stack:  # what is no use is ended before it is tried again
             found = stack.enter_context(bed(self.folder / name, MEMBERS, network, settings))
             calibrated = network is None and "calibrated" in choose(self.given.only, self.groups)

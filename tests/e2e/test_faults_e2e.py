@@ -7,6 +7,7 @@ attempt with new material, and what was open has to be burned.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -360,3 +361,38 @@ def test_a_version_that_is_withdrawn_in_a_session_serves_it_to_its_end(stage: St
     stage.check_right(stage.start())
     assert seen == STEPS
     stage.check_burned()
+
+
+# -- the last test here: what it has kept, later ones would find -------------------------------
+
+
+def test_an_image_finds_its_material_kept_by_both_even_after_a_crash(stage: Stage):
+    stage.restart(NODE, "worker", PRIMIA_PREFETCH="1")
+
+    def ready() -> bool:
+        found = stage.node.kept().kept
+        return len(found) == 2 and all(each.ready == 1 for each in found)  # scores and label
+
+    wait_until(ready, 60, "the material")
+    waited = []  # for what an image asks of the dealer
+
+    def rule(call: Call) -> httpx.Response:
+        if call.path == "/deals" and not json.loads(call.body).get("ahead"):
+            waited.append(call.path)
+        return call.send()
+
+    stage.proxies[layout.DEALER].rule = rule
+    seen, stage.proxies[layout.OWNER].rule = each_step(lambda call, _number: call.send())
+    job = stage.start()
+    stage.check_right(job)
+    cost = stage.node.inference(job).cost
+    assert (cost.material_bytes, cost.offline_bytes) == (0, 0)
+    assert cost.material_seconds < 1
+    assert seen[:REQUESTS] == list(range(REQUESTS))  # its offline message had come before
+    wait_until(ready, 60, "the replacement")
+    for part in ("worker", "api"):
+        stage.kill(layout.OWNER, part)
+        processes.start(stage.grid, stage.grid.member(layout.OWNER), part)
+    processes.up(stage.grid)
+    stage.check_right(stage.start())
+    assert waited == []

@@ -22,11 +22,12 @@ from primia.messages.inference import (
     InferenceRequest,
     InferenceResult,
     InferenceStatus,
+    KeptList,
     ServedModel,
     ServedModels,
 )
 from primia.prg import fresh_bytes
-from services.data_node.inference import planner, store, tasks, upload
+from services.data_node.inference import kept, planner, store, tasks, upload
 from services.data_node.inference.domain import ENDED, State, admissible, choose
 from services.data_node.inference.served import served_models
 
@@ -148,6 +149,15 @@ def listing(
 @router.get("/models", summary="What the model owner serves", responses=responses(502, 503))
 def models(_user: User, ctx: Ctx) -> ServedModels:
     return served_models(ctx)
+
+
+@router.get(
+    "/kept",
+    summary="The material that is kept ahead of images (PRIMIA_PREFETCH)",
+    responses=responses(),
+)
+def kept_ahead(_user: User, ctx: Ctx) -> KeptList:
+    return kept.listing(ctx)
 
 
 @router.get("/{inference_id}", summary="How an inference goes", responses=responses(404, 422))

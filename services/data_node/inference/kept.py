@@ -20,6 +20,7 @@ from primia.chassis.db import UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
+from primia.messages.inference import KeptDeals, KeptList, ServedModel
 from primia.mpc.material import Half
 from primia.mpc.plan import Plan
 from services.data_node.inference.served import dealer, owner
@@ -200,6 +201,32 @@ def tidy(ctx: Context, seconds: float) -> None:
     with ctx.db.reading() as session:
         keep = set(session.scalars(select(PrefetchedDeal.id).where(PrefetchedDeal.state.in_(OPEN))))
     ctx.files.remove_stale(FOLDER, seconds, keep=keep)
+
+
+def listing(ctx: Context) -> KeptList:
+    """What an image finds, plan by plan."""
+    found: dict[tuple[str, int], list[PrefetchedDeal]] = {}
+    with ctx.db.reading() as session:
+        query = select(PrefetchedDeal).where(PrefetchedDeal.state.in_(OPEN))
+        for row in session.scalars(query.order_by(PrefetchedDeal.plan, PrefetchedDeal.batch)):
+            found.setdefault((row.plan, row.batch), []).append(row)
+    return KeptList(kept=tuple(_listed(rows) for rows in found.values()))
+
+
+def _listed(rows: Sequence[PrefetchedDeal]) -> KeptDeals:
+    model = ServedModel.model_validate_json(rows[0].served)
+    kept = [row for row in rows if row.state == KEPT]
+    ready = sum(row.share is not None for row in kept)
+    return KeptDeals(
+        model=model.card.name,
+        version=model.card.version,
+        result=model.plans[0].result,
+        accuracy=model.plans[0].accuracy,
+        batch=rows[0].batch,
+        ready=ready,
+        own=len(kept) - ready,
+        coming=len(rows) - len(kept),
+    )
 
 
 def counts(ctx: Context) -> dict[str, int]:

@@ -48,11 +48,14 @@ def refill(ctx: Context) -> None:
     kept.drop_unserved(ctx, [plan.plan for model in models for plan in model.plans])
     for model in models:
         for plan in model.plans:
-            _ask(ctx, ServedModel(card=model.card, plans=(plan,)), plan)
+            ask(ctx, ServedModel(card=model.card, plans=(plan,)))
 
 
-def _ask(ctx: Context, model: ServedModel, plan: ServedPlan) -> None:
-    """One more deal, where there are too few and none is under way."""
+def ask(ctx: Context, model: ServedModel) -> None:
+    """One more deal for the model's one plan, where there are too few and none is under way."""
+    if not ctx.settings.prefetch:
+        return
+    plan = model.plans[0]
     with ctx.db.session() as session:
         rows = kept.open_rows(session, plan.plan, plan.batch)
         if len(rows) >= ctx.settings.prefetch or any(row.state != KEPT for row in rows):
@@ -99,7 +102,7 @@ def fetch(ctx: Context, row_id: str) -> None:
             kept.drop(ctx, row_id)
     # The row is free again: another task may take it.
     if then is _Then.KEPT:
-        _ask(ctx, model, model.plans[0])
+        ask(ctx, model)
     elif then is not _Then.SWEEP:
         ctx.jobs.enqueue(FETCH, row_id, _PAUSE_SECONDS if then is _Then.SOON else 0)
 

@@ -67,6 +67,7 @@ def run(ctx: Context, inference_id: str) -> None:
                 report = _report(ctx, inference_id, held, progress)
                 values = one_attempt(ctx, row, _pixels(ctx, row), report)
             _finish(ctx, inference_id, held, values)
+            prefetch.ask(ctx, row.model_served())  # what was used is replaced at once
         except _Stopped:
             _burn_own(ctx, inference_id, held)
         except PrimiaError as error:

@@ -16,6 +16,7 @@ from primia.messages.inference import (
     InferenceList,
     InferenceResult,
     InferenceStatus,
+    KeptList,
     Protocol,
     Result,
 )
@@ -108,6 +109,10 @@ class DataNode(Connection):
         headers = {"Content-Type": made.headers["Content-Type"]}
         answer = self.http.request("POST", "/inference", content=made.read(), headers=headers)
         return self.http.parse(answer, InferenceStatus)
+
+    def kept(self) -> KeptList:
+        """What is kept ahead of images, plan by plan."""
+        return self.http.get("/inference/kept", KeptList)
 
     def inferences(self) -> InferenceList:
         return self.http.get("/inference", InferenceList)

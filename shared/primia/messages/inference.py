@@ -288,6 +288,26 @@ class InferenceList(Message):
     inferences: tuple[InferenceStatus, ...]
 
 
+class KeptDeals(Message):
+    """Of one plan. ``ready``: both halves and the offline message lie where they are needed;
+    ``own``: this node's half alone; ``coming``: under way."""
+
+    model: Name
+    version: int = Field(ge=1)
+    result: Result
+    accuracy: Accuracy = "exact"
+    batch: Batch
+    ready: int = Field(ge=0)
+    own: int = Field(ge=0)
+    coming: int = Field(ge=0)
+
+
+class KeptList(Message):
+    """GET /inference/kept"""
+
+    kept: tuple[KeptDeals, ...]
+
+
 class Prediction(Message):
     """Of one image: ``scores`` are the logits in the order of the model's classes; with
     ``result: label`` this node never learns them."""

@@ -40,7 +40,7 @@ def rows(grid):
 def stock(grid):
     """One deal is kept, by both; its row."""
     prefetch.refill(grid[NODE].worker)
-    wait_until(lambda: kept.counts(grid[NODE].worker).get("kept") == 1, what="the prefetch")
+    wait_until(lambda: kept.counts(grid[NODE].worker).get("kept") == 1, 60, "the prefetch")
     return next(row for row in rows(grid) if row.state == "kept")
 
 
@@ -66,7 +66,10 @@ def session_of(grid, row):
 def check(grid, attempts=1):
     """One image is classified as the oracle says."""
     image = picture(next(_seeds))
+    grid[NODE].jobs.held.add(prefetch.FETCH)  # no replacement meanwhile
     status, result = grid.classify(image, result="scores")
+    wait_until(lambda: kept.counts(grid[NODE].worker).get("fetching") == 1, what="the replacement")
+    grid[NODE].jobs.held.clear()
     assert status["attempts"] == attempts, status
     compiled = grid.compiled(grid.servings[0]["plan"])
     pixels = normalise(decode(image, SIZE, 1)[None], 0.5, 0.25)
@@ -152,7 +155,7 @@ def test_a_worker_that_dies_while_it_opens_burns_what_was_kept(grid, row, monkey
 
     monkeypatch.setattr(host, "open", dies)
     inference = grid.infer(picture(1), result="scores").json()["id"]
-    wait_until(lambda: opened == [[]])
+    wait_until(lambda: opened == [[]] and session_of(grid, row).lease_owner is None)
     grid[OWNER].jobs.sweep()
     status = grid.ended(inference)
     assert (status["state"], status["attempts"]) == ("done", 2)
@@ -230,6 +233,8 @@ def test_an_owner_without_room_leaves_the_node_its_own_half(grid, limit, monkeyp
     try:
         row = stock(grid)
         assert (row.session, row.share) == (None, None)
+        (found,) = grid.call("GET", NODE, "/inference/kept").json()["kept"]
+        assert (found["ready"], found["own"], found["coming"]) == (0, 1, 0)
         assert grid.deals()[row.deal] == "reserved"
         check(grid)
         assert grid.sessions()[-1].deal == row.deal

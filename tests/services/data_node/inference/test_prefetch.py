@@ -41,28 +41,45 @@ def kept_files(grid):
 def test_kept_deals_are_used_once_and_replaced(full):
     before = set(full.deals())
     taken = kept.counts(full[NODE].worker).get("taken", 0)
+    full[NODE].jobs.held.add(prefetch.FETCH)
     status, _ = full.classify(picture(1))
     assert status["attempts"] == 1
     assert set(full.deals()) == before  # nothing was dealt for it
     assert kept.counts(full[NODE].worker)["taken"] == taken + 1
     assert len(kept_files(full)) == 1
+    wait_until(lambda: kept.counts(full[NODE].worker).get("fetching") == 1, what="the replacement")
+    full[NODE].jobs.held.clear()
     prefetch.refill(full[NODE].worker)
     wait_until(lambda: kept.counts(full[NODE].worker).get("kept") == 2)
 
 
 def test_another_batch_is_dealt_on_demand(full):
     before = kept.counts(full[NODE].worker)["kept"]
+    found = full.call("GET", NODE, "/inference/kept").json()["kept"]
+    assert [(each["model"], each["ready"], each["own"], each["batch"]) for each in found] == [
+        ("chest", 2, 0, 1)
+    ]
     full.classify(picture(1), picture(2))
     assert kept.counts(full[NODE].worker)["kept"] == before
+
+
+def test_a_used_deal_is_replaced_before_the_next_sweep(full):
+    taken = kept.counts(full[NODE].worker).get("taken", 0)
+    full.classify(picture(1))
+    wait_until(lambda: kept.counts(full[NODE].worker).get("kept") == 2, what="the replacement")
+    assert kept.counts(full[NODE].worker)["taken"] == taken + 1
 
 
 def test_a_half_that_is_gone_is_burned_and_another_taken(full):
     for file in kept_files(full):
         file.unlink()
     known = set(full.deals())
+    full[NODE].jobs.held.add(prefetch.FETCH)
     status, _ = full.classify(picture(1))
     assert status["attempts"] == 1
     assert len(set(full.deals()) - known) == 1
+    wait_until(lambda: kept.counts(full[NODE].worker).get("fetching") == 1, what="the replacement")
+    full[NODE].jobs.held.clear()
 
 
 def test_a_broken_download_leaves_no_deal_behind(grid, monkeypatch):
