@@ -1,4 +1,5 @@
-"""Time and memory of every part of one encrypted inference, all parties in one process.
+"""Time and memory of every part of one encrypted inference, all parties in one process; then deals
+a second, as a crypto provider fills its stock.
 
 python -m benchmarks.inference_parts [--size 224] [--batch 1] [--result scores] [--runs 1]
 ResNet-18 with random small weights. Two figures a part: wall-clock seconds, and processor seconds
@@ -9,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from primia import ring
+from primia.chassis.machine import cores
 from primia.fss import kernels
 from primia.mpc.dealer import deal
 from primia.mpc.material import PARTS, Half, half_size
@@ -60,6 +65,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             measure(plan, given.batch, Path(folder))
     print(f"  peak memory of the process {peak_mib():.0f} MiB")
+    for workers in sorted({1, cores()}):
+        with tempfile.TemporaryDirectory() as folder:
+            rate = stock(plan, given.batch, workers, Path(folder))
+        print(f"  D: stock, {workers} deal(s) at once     {rate:8.3f} deals a second")
+    print(f"  peak memory of the process {peak_mib():.0f} MiB")
 
 
 def measure(plan: Plan, batch: int, folder: Path) -> None:
@@ -81,6 +91,24 @@ def measure(plan: Plan, batch: int, folder: Path) -> None:
     print(f"  opening {len(data) / 1e6:.1f} MB, halves {sizes[0]:.1f} and {sizes[1]:.1f} MB")
     print(f"  offline {len(offline) / 1e6:.1f} MB, online {sent / 1e6:.2f} MB up, ", end="")
     print(f"{received / 1e6:.2f} MB down")
+
+
+def stock(plan: Plan, batch: int, workers: int, folder: Path) -> float:
+    """Deals a second, ``workers`` at once of one thread each, written and thrown away."""
+    mask, count = Seed.fresh(), 2 * workers
+
+    def one(number: int) -> None:
+        ring.load(1)
+        own = folder / str(number)
+        own.mkdir()
+        write_parts(plan, batch, mask, own)
+        shutil.rmtree(own)
+
+    one(count)  # once to warm up
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, range(count)))
+    return count / (time.perf_counter() - started)
 
 
 class Watch:

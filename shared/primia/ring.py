@@ -138,6 +138,13 @@ def _convolve(x: Real, weight: Real, window: Window) -> Real:
     return np.asarray(result.numpy())
 
 
+def load(threads: int) -> None:
+    """Load what products need, before they are waited for; this thread's take ``threads``."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def sum_pool(x: Ring, kernel: Pair, window: Window) -> Ring:
     """Sums over windows of the zero-padded (N, C, H, W), rows first, then columns."""
     (pad_h, pad_w), (step_h, step_w) = window.padding, window.stride

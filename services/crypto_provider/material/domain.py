@@ -134,6 +134,12 @@ def check_download(start: int, last_start: int | None, received: bool) -> None:
         )
 
 
+def threads_of(waits: bool, threads: int, at_once: int) -> int:
+    """Of one deal: all where an image waits for it, else what is left to it of as many as are made
+    at once; together they fill the machine best with a thread each."""
+    return threads if waits else max(1, threads // at_once)
+
+
 def missing_stock(stock: int, ready: int, making: int) -> int:
     return max(0, stock - ready - making)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
+from primia import ring
 from primia.chassis.context import Context
 from primia.chassis.files import out_of_space_is_typed, replace_durably
 from primia.chassis.jobs import Sweep, Task
@@ -25,10 +26,12 @@ from primia.prg import Seed
 from services.crypto_provider.material import store
 from services.crypto_provider.material.domain import (
     BEING_MADE,
+    DealState,
     Event,
     Sizes,
     affordable,
     missing_stock,
+    threads_of,
 )
 from services.crypto_provider.material.standing_back import StandingBack
 
@@ -72,9 +75,7 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
     # Named by attempt: of two workers that both believe they hold the row, one wins below.
     drafts = {part: part_path(ctx, f"{row.id}.{row.attempts}", part) for part in PARTS}
     try:
-        generator = kernels.generator(ctx.settings.kernel, ctx.settings.threads)
-        standing_back = StandingBack(generator, lambda: _make_more_urgent(ctx, row.id))
-        manifest = _write(plan, row, mask, drafts, standing_back)
+        manifest = _write(plan, row, mask, drafts, _generator(ctx, row))
         with ctx.db.session() as session:
             current = store.deal(session, row.id, lock=True)
             if current.state not in _BEING_MADE:  # burned or expired meanwhile
@@ -86,6 +87,18 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
     _count(ctx, "dealt")
+
+
+def _generator(ctx: Context, row: store.DealRow) -> Generator:
+    waits = row.state == DealState.PROMISED.value and not row.ahead
+    threads = threads_of(waits, ctx.settings.threads, ctx.settings.concurrency)
+    ring.load(threads)
+
+    def look_up() -> None:
+        _make_more_urgent(ctx, row.id)
+        ring.load(threads)  # what was made meanwhile may have taken more
+
+    return StandingBack(kernels.generator(ctx.settings.kernel, threads), look_up)
 
 
 def _make_more_urgent(ctx: Context, deal_id: str) -> None:

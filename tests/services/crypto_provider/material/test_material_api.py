@@ -500,6 +500,31 @@ def test_a_stock_that_is_being_made_is_laid_aside(dealer, speak, monkeypatch):
     assert [state(dealer, deal) for deal in (*asked, later)] == ["reserved", "ready"]
 
 
+def test_deals_made_ahead_share_the_threads_that_an_image_gets_whole(
+    make_dealer, speak, monkeypatch
+):
+    """Also for products, and again after an urgent deal was made in between."""
+    ctx = make_dealer(threads=4, concurrency=2)
+    register(speak, ctx, stock=1)
+    with ctx.db.reading() as session:
+        (stock,) = store.being_made(session)
+    ask(speak, ctx, batch=2)
+    kept = ask(speak, ctx, batch=3, ahead=True).json()["id"]
+    made, loaded, generator = [], [], tasks.kernels.generator
+
+    def noted(name, threads):
+        made.append(threads)
+        return generator(name, threads)
+
+    monkeypatch.setattr(tasks.kernels, "generator", noted)
+    monkeypatch.setattr(tasks.ring, "load", loaded.append)
+    tasks.deal(ctx, stock)
+    assert made == [2, 4, 2]  # the stock's, laid aside; the image's; the kept one's
+    assert loaded[:2] == [2, 4]
+    assert loaded[-1] == 2
+    assert (state(ctx, stock), state(ctx, kept)) == ("ready", "reserved")
+
+
 def test_a_deal_that_breaks_does_not_break_the_one_that_stands_back(dealer, speak, monkeypatch):
     register(speak, dealer, stock=1)
     with dealer.db.reading() as session:

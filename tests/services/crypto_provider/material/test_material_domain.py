@@ -19,6 +19,7 @@ from services.crypto_provider.material.domain import (
     missing_stock,
     parse_range,
     step,
+    threads_of,
 )
 from tests.services.crypto_provider.conftest import small_plan
 
@@ -148,6 +149,14 @@ def test_a_deal_over_the_cap_is_refused_by_its_size():
     check_fits(100, 100)
     with pytest.raises(InvalidInput, match=r"0\.11 GB; .* 0\.10 GB at most"):
         check_fits(110_000_000, 100_000_000)
+
+
+@pytest.mark.parametrize(
+    ("waits", "threads", "at_once", "own"),
+    [(True, 16, 16, 16), (False, 16, 16, 1), (False, 16, 4, 4), (False, 1, 2, 1), (True, 1, 2, 1)],
+)
+def test_a_deal_that_an_image_waits_for_takes_all_threads(waits, threads, at_once, own):
+    assert threads_of(waits, threads, at_once) == own
 
 
 def test_missing_stock():
