@@ -1,11 +1,16 @@
-"""Whether a run's training fits this machine. Imports torch: for workers only."""
+"""Whether a run's training fits this machine, and its model this site's own code.
+
+Imports torch: for workers only.
+"""
 
 from __future__ import annotations
 
-import psutil
 import torch
 
+from primia.chassis.context import Context
+from primia.chassis.room import room
 from primia.errors import LocalError
+from primia.learning import bundles
 from primia.learning.memory import training_bytes
 from primia.messages.rounds import Proposal
 from services.data_node.training.local import spec_of
@@ -19,12 +24,23 @@ class TooLittleMemory(LocalError):
     status = 409
 
 
-def check_memory(proposal: Proposal) -> None:
-    """Raises TooLittleMemory, or MalformedMessage for a model that cannot be built."""
-    if proposal.planned == 0 or proposal.model.layout is not None:
-        return  # nothing to train, or by the site's own code
-    spec = spec_of(proposal, None)
-    needed, there = training_bytes(spec, proposal.training), _memory()
+def check(ctx: Context, proposal: Proposal) -> None:
+    """Raises TooLittleMemory, MalformedMessage for a model that cannot be built, BundleFailed or
+    BundleMismatch."""
+    layout = proposal.model.layout
+    if layout is not None:
+        folder = ctx.settings.bundles.get(layout)
+        if folder is not None:  # else approval objects
+            bundles.check_network(folder, layout)
+    elif proposal.planned:
+        _check_memory(proposal)
+
+
+def _check_memory(proposal: Proposal) -> None:
+    private = proposal.privacy.dp_sgd is not None
+    gpu = torch.cuda.is_available()
+    spec, there = spec_of(proposal, None), _memory()
+    needed = training_bytes(spec, proposal.training, private=private, gpu=gpu)
     if needed > there:
         raise TooLittleMemory(
             f"It takes about {needed / 1e9:.1f} GB and there are {there / 1e9:.1f} GB.",
@@ -33,7 +49,8 @@ def check_memory(proposal: Proposal) -> None:
 
 
 def _memory() -> int:
-    """Of the device that would train, in bytes."""
+    """Bytes, of the device that would train."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().total
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    return room()

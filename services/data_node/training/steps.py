@@ -49,7 +49,7 @@ def review(job: Job, item: Review) -> None:
     from services.data_node.training import fitting  # torch: in workers only
 
     ctx = job.ctx
-    fitting.check_memory(item.proposal)
+    fitting.check(ctx, item.proposal)
     with ctx.db.session() as session:
         row = session.get(WorkRow, job.item_id, with_for_update=True)
         if row is None or row.state != "open":

@@ -80,13 +80,24 @@ def open_bundle(folder: Path, name: str, images: Path, epochs: int, layout: Layo
         )
         algo.initialize({ExtraItems.CLIENT_NAME: name})
     wanted = layout if isinstance(layout, str) else layout.digest
-    found = state_layout(algo.trainer.network).digest
-    if found != wanted:
+    _check_digest(folder, layout_of(algo), wanted)
+    return algo
+
+
+def check_network(folder: Path, digest: str) -> None:
+    """Whether the bundle's ``network_def`` has the layout of this digest: no images are needed.
+
+    Raises InvalidInput, BundleFailed, or BundleMismatch.
+    """
+    _check_digest(folder, read_network(folder)[0], digest)
+
+
+def _check_digest(folder: Path, found: Layout, wanted: str) -> None:
+    if found.digest != wanted:
         raise BundleMismatch(
-            f"The network of {folder.name} has the layout {found}, not {wanted}.",
+            f"The network of {folder.name} has the layout {found.digest}, not {wanted}.",
             hint="The bundle's network_def has to be the one that the model was registered with.",
         )
-    return algo
 
 
 def layout_of(algo: Any) -> Layout:

@@ -23,8 +23,8 @@ from primia.learning.spec import MAX_CLASSES, check_label
 
 MAX_FILES = 200_000
 MAX_CSV_BYTES = 64 << 20
-# What operating systems leave in folders.
-_LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+# What operating systems leave in folders, and a DICOM medium's table of contents.
+_LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
 
 Progress = Callable[[int, int], None]  # (done, of how many)
 
@@ -233,7 +233,7 @@ def _scan_class(
     for path in files_below(root, label, problems):
         if len(candidates) > MAX_FILES:
             return
-        if PurePosixPath(path).suffix.lower() not in images.SUFFIXES:
+        if not named_as_image(root, path):
             problems.append(Problem(printable(path), "has no image's suffix: left out", "note"))
         elif not encodable(path):
             problems.append(Problem(printable(path), "has a name that is not UTF-8"))
@@ -242,6 +242,18 @@ def _scan_class(
             candidates.append(Candidate(path, label, patient, pattern is not None))
     if len(candidates) == before:
         problems.append(Problem(label, "the class folder holds no images"))
+
+
+def named_as_image(root: Path, path: str) -> bool:
+    """Whether the suffix is an image's; or the file is DICOM, as its first bytes say: what a PACS
+    exports is called IM0001 or by numbers with dots."""
+    if PurePosixPath(path).suffix.lower() in images.SUFFIXES:
+        return True
+    try:
+        with safe_path(root, path).open("rb") as file:
+            return images.is_dicom(file.read(images.DICOM_HEAD))
+    except (InvalidInput, OSError, ValueError):
+        return False
 
 
 def files_below(root: Path, label: str, problems: list[Problem]) -> Iterator[str]:

@@ -26,6 +26,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 VERSION = 2
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+DICOM_HEAD = 132  # bytes until a DICOM file has said that it is one
 MAX_FILE_BYTES = 64 << 20
 # The largest digital radiographs have some 20 million pixels.
 MAX_PIXELS = 40_000_000
@@ -105,7 +106,7 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
 
 
 def is_dicom(data: bytes) -> bool:
-    return data[128:132] == b"DICM"
+    return data[128:DICOM_HEAD] == b"DICM"
 
 
 def load(path: Path, size: int, channels: int) -> Pixels:

@@ -29,6 +29,7 @@ from primia.learning.datasets import (
     check_folder,
     encodable,
     files_below,
+    named_as_image,
     patient_in,
     printable,
     safe_path,
@@ -74,14 +75,15 @@ def scan_folder(root: Path, patient_pattern: str | None = None) -> Listing:
     pairs: list[Pair] = []
     taken: dict[str, str] = {}
     for path in files_below(root, "images", problems):
-        if PurePosixPath(path).suffix.lower() not in images.SUFFIXES:
+        if not named_as_image(root, path):
             problems.append(Problem(printable(path), "has no image's suffix: left out", "note"))
             continue
         if not encodable(path):
             problems.append(Problem(printable(path), "has a name that is not UTF-8"))
             continue
-        below = PurePosixPath(path).relative_to("images").with_suffix(".png")
-        mask = str("masks" / below)
+        below = PurePosixPath(path).relative_to("images")
+        bare = below.with_suffix("") if below.suffix.lower() in images.SUFFIXES else below
+        mask = str("masks" / bare.with_name(f"{bare.name}.png"))
         if taken.setdefault(mask, path) != path:
             problems.append(Problem(path, f"has the mask of {taken[mask]}: rename one of the two"))
             continue

@@ -2,8 +2,9 @@
 
 A file is a dictionary of names and tensors, as safetensors or as torch saved it. Names are
 torchvision's. What differs is adapted: a first convolution that reads colour becomes one for grey
-(its three channels added up: grey is the same value in each), and a last layer for other classes
-keeps the weights of the specification's seed.
+(its three channels added up: grey is the same value in each), a last layer for other classes
+keeps the weights of the specification's seed, and a model with GroupNorm takes BatchNorm's weights
+and biases alone: it normalises by no running statistics.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from primia.learning.vision import torchvision_models
 from primia.learning.zoo import HEADS, first_convolution
 
 State = Mapping[str, torch.Tensor]
+_RUNNING = (".running_mean", ".running_var")
 
 # torchvision's DenseNet files are older than its module: norm.1 has become norm1.
 _OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -82,9 +84,8 @@ def adapt(state: State, spec: ModelSpec) -> Vector:
     vector, layout = flatten(module), state_layout(module)
     given = {_OLD_DENSE.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     wanted = {slot.name for slot in layout.slots}
-    unknown = sorted(
-        name for name in given.keys() - wanted if not name.endswith("num_batches_tracked")
-    )
+    left_out = ("num_batches_tracked", *(_RUNNING if spec.norm == "group" else ()))
+    unknown = sorted(name for name in given.keys() - wanted if not name.endswith(left_out))
     if unknown:
         raise InvalidState(f"Tensor {unknown[0][:200]!r} is not part of {spec.architecture}.")
     for slot in layout.slots:

@@ -28,6 +28,7 @@ from primia.learning.augmentation import augment, augment_both
 from primia.learning.batches import Tally, deterministic
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
+from primia.learning.memory import gradients_held
 from primia.learning.objective import dice_loss, recognised
 from primia.learning.optimisers import (
     create_optimiser,
@@ -49,8 +50,6 @@ from primia.prg import Seed, Stream
 
 # Rounding to the lattice moves the sum of a batch by at most this share of the clip norm.
 ROUNDING = 2.0**-16
-# Values of single images' gradients that are held at once: bounds memory, changes nothing else.
-_HELD_VALUES = 128_000_000
 
 
 class NotPrivate(LocalError):
@@ -181,7 +180,7 @@ class _Session:
         self._sampler = PoissonSampler(len(data), config.batch_size)
         self._generator = torch.Generator().manual_seed(seed)
         values = sum(p.numel() for p in module.parameters())
-        self._held = max(1, _HELD_VALUES // values)
+        self._held = gradients_held(values)
         weights = config.class_weights
         self._weights = None if weights is None else torch.tensor(weights, device=self._place)
 

@@ -34,6 +34,7 @@ from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
 from primia.learning.images import normalise
 from primia.learning.layout import Vector
+from primia.learning.memory import images_together
 from primia.learning.models import flatten, unflatten
 from primia.learning.objective import Batch, dice_loss, mix
 from primia.learning.optimisers import (
@@ -50,8 +51,6 @@ Device = Literal["cpu", "cuda", "auto"]
 Progress = Callable[[int, int, float], None]  # (batches done, of how many, last loss)
 ShouldStop = Callable[[], bool]
 
-EVALUATION_BATCH = 64
-EVALUATION_PIXELS = 1 << 19
 STATISTICS_IMAGES = 128
 
 
@@ -123,11 +122,8 @@ class ImageData:
 
     @property
     def at_once(self) -> int:
-        """Images that pass a model together where nothing is trained; of masks it is bounded in
-        pixels, since a U-Net's activations are as large as its images."""
-        if not self.masks:
-            return EVALUATION_BATCH
-        return max(2, min(EVALUATION_BATCH, EVALUATION_PIXELS // math.prod(self.labels.shape[1:])))
+        """Images that pass a model together where nothing is trained."""
+        return images_together(self.pixels.shape[-1], masks=self.masks)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import gdcm
@@ -317,6 +318,24 @@ def test_a_folder_of_dicom_files_is_a_data_set_without_names(tmp_path: Path) -> 
     stated = inspect(scan_csv(tmp_path / "list.csv")).manifest
     assert stated is not None
     assert stated.patients == 6
+
+
+def test_dicom_files_are_known_by_their_first_bytes_whatever_their_names(tmp_path: Path) -> None:
+    """As a PACS exports them; its table of contents is no image."""
+    for number, name in enumerate(["IM0001", "IM0002", "1.2.840.10008.4", "1.2.840.10008.5"]):
+        folder = tmp_path / ("normal" if number % 2 else "pneumonia")
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(written(radiograph(RAMP + number, PatientID=f"P{number}")))
+        (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "normal" / "README").write_text("what this is")
+    os.mkfifo(tmp_path / "normal" / "pipe")  # would block a reader for ever
+    found = inspect(scan_folder(tmp_path))
+    assert found.manifest is not None
+    assert found.manifest.counts == {"normal": 2, "pneumonia": 2}
+    assert [(each.path, each.severity) for each in found.problems] == [
+        ("normal/README", "note"),
+        ("normal/pipe", "note"),
+    ]
 
 
 def test_a_header_that_makes_no_sense_is_damage() -> None:

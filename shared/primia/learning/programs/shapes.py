@@ -78,6 +78,18 @@ def cost(program: Program, shape: Shape | None = None) -> Cost:
     return found
 
 
+def alive(program: Program, shape: Shape | None = None) -> int:
+    """The most values of one image that are there at once, each until its last use."""
+    sizes = [math.prod(each) for each in follow(program, shape)]
+    last = {
+        value: number for number, step in enumerate(program.steps, 1) for value in d.sources(step)
+    }
+    return max(
+        sum(size for value, size in enumerate(sizes[: now + 1]) if last.get(value, now) >= now)
+        for now in range(len(sizes))
+    )
+
+
 def classes(program: Program, shape: Shape | None = None) -> int:
     """How many scores it gives. Raises Misfit where it gives anything but scores."""
     last = follow(program, shape)[-1]

@@ -14,7 +14,7 @@ from primia.learning.memory import training_bytes
 from primia.learning.models import create_model, flatten, load_model, state_layout
 from primia.learning.programs.document import Program
 from primia.learning.programs.network import Network
-from primia.learning.programs.shapes import cost, follow
+from primia.learning.programs.shapes import alive, cost, follow
 from primia.learning.spec import ModelSpec
 from primia.mpc.compile import compile_model
 from tests.support.programs import own_program
@@ -187,3 +187,18 @@ def test_what_the_protocol_has_no_gate_for_is_refused_by_name():
 
     with pytest.raises(UnsupportedModel, match="norm"):
         compile_model(create_model(spec()).eval(), (1, 16, 16))
+
+
+def test_values_are_alive_until_their_last_use() -> None:
+    """Two maps of 8 x 4 x 4 that are added: the first one waits for the second."""
+    conv = {"kind": "conv2d", "path": "conv", "given": 1, "made": 8, "kernel": [1, 1]}
+    steps = [
+        {"op": "layer", "layer": "conv", "of": 0},
+        {"op": "relu", "of": 1},
+        {"op": "sigmoid", "of": 2},
+        {"op": "add", "of": [2, 3]},
+        {"op": "mean", "of": 4, "dimensions": [2, 3]},
+    ]
+    found = program([conv], steps, size=(4, 4))
+    assert alive(found) == 3 * 8 * 4 * 4
+    assert alive(found, (1, 8, 8)) == 3 * 8 * 8 * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +80,39 @@ def test_a_bundle_that_fails_costs_its_site_and_tells_no_detail(owner, sites, bu
     model_owner, _ = owner
     layout, _ = registered(model_owner, bundle)
     enable(sites[:2], layout, bundle)
-    enable(sites[2:], layout, write_bundle(tmp_path / "person-7", channels=(4, 6)))
+    failing = write_bundle(tmp_path / "person-7")
+    train = json.loads((failing / "configs/train.json").read_text())
+    train["labels"] = ["person-7", "person-8"]  # there are no such folders
+    (failing / "configs/train.json").write_text(json.dumps(train))
+    enable(sites[2:], layout, failing)
     run = model_owner.start(model="own", training=TRAINING)
     play(model_owner, sites)
     shown = model_owner.show(run)
     assert shown["state"] == "finished"
     (site,) = [each for each in shown["reports"][0]["sites"] if each["node"] == "node-c"]
-    assert "bundle-mismatch" in site["dropped"]
+    assert "bundle-failed" in site["dropped"]
     assert "person-7" not in str(shown)
     with sites[2].db.reading() as session:
         assert store.find_run(session, run).rounds_done < 2
+
+
+def test_a_bundle_of_another_network_is_refused_in_review(owner, sites, bundle, tmp_path):  # noqa: F811
+    """Before any site has trained."""
+    model_owner, _ = owner
+    layout, _ = registered(model_owner, bundle)
+    enable(sites[:2], layout, bundle)
+    enable(sites[2:], layout, write_bundle(tmp_path / "person-7", channels=(4, 6)))
+    run = model_owner.start(model="own", training=TRAINING)
+    play(model_owner, sites)
+    shown = model_owner.show(run)
+    assert shown["state"] == "finished"
+    *accepted, refused = shown["sites"]
+    assert [site["state"] for site in accepted] == ["accepted"] * 2
+    assert (refused["state"], refused["reason"]) == (
+        "refused",
+        "The bundle's network is not the model.",
+    )
+    assert "person-7" not in str(shown)
 
 
 @pytest.mark.parametrize(
