@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from primia.aggregation.bounds import check_norm
+from primia.aggregation.bounds import Bounds, Norms
 from primia.aggregation.central import clip
 from primia.aggregation.errors import InvalidUpdate
 from primia.aggregation.terms import Groups
@@ -23,9 +23,9 @@ from primia.learning.accounting import Release
 from primia.learning.cache import cache_file, load_masks, load_pixels, load_sizes
 from primia.learning.carried import Carried
 from primia.learning.config import TrainingConfig
-from primia.learning.layout import Vector, check_vector, read_state_file
+from primia.learning.layout import Vector, check_vector, read_state_file, subtract_state_file
 from primia.learning.manifest import DatasetManifest
-from primia.learning.models import flatten, load_model, spec_layout, state_layout
+from primia.learning.models import flatten, load_into, load_model, spec_layout
 from primia.learning.schedules import Span
 from primia.learning.spec import ModelSpec
 from primia.learning.statistics import Statistics, Sums
@@ -91,9 +91,11 @@ def train(
     check_still_trains(proposal, stopped=before is not None and before.standing.stopped)
     torch.set_num_threads(ctx.settings.threads)
     spec = spec_of(proposal, item.statistics)
-    vector = read_state_file(weights, spec_layout(spec), MalformedMessage)
-    module = load_model(spec, vector)
-    del vector  # read again once training needs no memory any more
+    layout = spec_layout(spec)
+    vector = read_state_file(weights, layout, MalformedMessage)
+    groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
+    bounds = Norms.of(vector, groups).bounds(proposal.max_norm)
+    module = load_into(spec, vector)
     config = _config(proposal, spec, item.statistics)
     mine, watched, _ = split_for(proposal, site.manifest)
     training = _data(ctx, mine, spec, site, stop)
@@ -115,15 +117,11 @@ def train(
             validation=validation, span=span, carried=before, device="auto", should_stop=asked,
             may_return=not proposal.secure or proposal.privacy.central is not None,
         )  # fmt: skip
-    layout = state_layout(module)
-    module.zero_grad()
-    change = flatten(module)
+    change = flatten(module, vector)
     del module
-    vector = read_state_file(weights, layout, MalformedMessage)
-    change -= vector
     check_vector(change, layout, InvalidUpdate)
-    groups = Groups(layout.group_size("parameters"), layout.group_size("buffers"))
-    change = _bounded(proposal, change, vector, groups)
+    subtract_state_file(change, weights, layout, MalformedMessage)
+    change = _bounded(proposal, change, groups, bounds)
     return LocalResult(
         change,
         groups,
@@ -138,12 +136,12 @@ def train(
 
 
 def _bounded(
-    proposal: Proposal, change: Vector, weights: Vector, groups: Groups
+    proposal: Proposal, change: Vector, groups: Groups, bounds: Bounds
 ) -> NDArray[np.float32]:
     """The change, clipped where the run asks for it; refused where it is out of all proportion."""
     if proposal.privacy.central is not None:
         return clip(change, proposal.privacy.central.clip_norm)
-    check_norm(change, weights, groups, proposal.max_norm)
+    Norms.of(change, groups).check(bounds)
     return change
 
 

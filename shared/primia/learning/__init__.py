@@ -18,8 +18,8 @@ Without torch, for the web processes too:
 With torch, for workers:
 
 - ``vision``: the only door to torchvision and torchmetrics
-- ``models``: ``create_model(spec)``, ``load_model(spec, vector)``, ``flatten``, ``unflatten``,
-  ``state_layout(module)``, ``spec_layout(spec)``
+- ``models``: ``create_model(spec)``, ``load_model(spec, vector)``, ``load_into``, ``flatten``,
+  ``unflatten``, ``state_layout(module)``, ``spec_layout(spec)``
 - ``programs.network``, ``programs.file.save_program``; ``bundles``: a site's own MONAI bundle
 - ``training``: ``ImageData.of(pixels, labels, spec)``, ``evaluate(module, data)``,
   ``train_locally(module, data, config, seed)``, ``predict(module, data)``,

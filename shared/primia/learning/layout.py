@@ -8,6 +8,7 @@ local batches: they are no part of the state.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -175,6 +176,26 @@ def read_state_file(
     path: Path, layout: Layout, refused: type[PrimiaError] = InvalidState
 ) -> Vector:
     """``read_state`` of a file, one tensor after the other: never the whole file in memory."""
+    with _state_file(path, layout, refused) as (names, values):
+        return _gathered(names, values, layout, refused)
+
+
+def subtract_state_file(
+    vector: Vector, path: Path, layout: Layout, refused: type[PrimiaError] = InvalidState
+) -> None:
+    """Subtract what ``read_state_file`` gives, in place, one tensor after the other."""
+    check_vector(vector, layout, refused)
+    with _state_file(path, layout, refused) as (names, values):
+        _check_names(names, layout, refused)
+        for slot in layout.slots:
+            vector[slot.span] -= values(slot)
+
+
+@contextlib.contextmanager
+def _state_file(
+    path: Path, layout: Layout, refused: type[PrimiaError]
+) -> Iterator[tuple[Collection[str], Callable[[Slot], Vector]]]:
+    """The names in a safetensors file, and what gives a slot's values from it."""
     _check_length(path.stat().st_size, layout, refused)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -184,7 +205,7 @@ def read_state_file(
                 _check_tensor(entry.get_dtype(), tuple(entry.get_shape()), slot, refused)
                 return np.asarray(file.get_tensor(slot.name), dtype=np.float32).reshape(-1)
 
-            return _gathered(file.keys(), values, layout, refused)
+            yield file.keys(), values
     except safetensors.SafetensorError as error:
         raise refused(f"The weights are not a safetensors file: {error}.") from None
 

@@ -77,12 +77,15 @@ def spec_layout(spec: ModelSpec) -> Layout:
     return state_layout(without_weights(spec))
 
 
-def flatten(module: nn.Module) -> Vector:
-    """A copy of the module's state, float32 (layout.size,)."""
+def flatten(module: nn.Module, out: Vector | None = None) -> Vector:
+    """The module's state, float32 (layout.size,): a copy, or in ``out``, where state that lies
+    there already (``load_into``) is left as it is."""
     layout = state_layout(module)
-    vector = np.empty(layout.size, dtype=np.float32)
+    vector = np.empty(layout.size, dtype=np.float32) if out is None else out
     for slot, (_, tensor, _) in zip(layout.slots, _state(module), strict=True):
-        vector[slot.span] = tensor.detach().cpu().contiguous().reshape(-1).numpy()
+        values = tensor.detach().cpu().contiguous().reshape(-1).numpy()
+        if values.ctypes.data != vector[slot.span].ctypes.data:
+            vector[slot.span] = values
     return vector
 
 
@@ -102,9 +105,28 @@ def unflatten(module: nn.Module, vector: Vector) -> None:
 
 def load_model(spec: ModelSpec, vector: Vector) -> nn.Module:
     """The spec's module with this state, in evaluation mode."""
+    module = _empty(spec)
+    unflatten(module, vector)
+    return module.eval()
+
+
+def load_into(spec: ModelSpec, vector: Vector) -> nn.Module:
+    """``load_model`` without a copy: the vector is the module's state, and training changes it.
+
+    ``flatten(module, vector)`` afterwards, for what a device or a layer has moved elsewhere.
+    """
+    module = _empty(spec)  # its own memory is never touched
+    layout = state_layout(module)
+    check_vector(vector, layout)
+    for slot, (_, tensor, _) in zip(layout.slots, _state(module), strict=True):
+        values = torch.from_numpy(vector[slot.span].reshape(slot.shape))
+        tensor.data = values.clamp_(min=0) if slot.name.endswith("running_var") else values
+    return module.eval()
+
+
+def _empty(spec: ModelSpec) -> nn.Module:
     module = without_weights(spec).to_empty(device="cpu")
     for buffer in module.buffers():
         if not buffer.is_floating_point():
             buffer.zero_()  # BatchNorm's counter, which is no part of the state
-    unflatten(module, vector)
-    return module.eval()
+    return module

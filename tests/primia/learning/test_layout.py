@@ -15,6 +15,7 @@ from primia.learning.layout import (
     read_state,
     read_state_file,
     state_digest,
+    subtract_state_file,
     write_state,
 )
 
@@ -67,6 +68,19 @@ def test_a_file_is_read_tensor_by_tensor_as_its_bytes_are(tmp_path: Path) -> Non
     path.write_bytes(bytes(2 << 20))
     with pytest.raises(InvalidState, match="at most"):
         read_state_file(path, LAYOUT)
+
+
+def test_a_file_is_subtracted_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(write_state(VECTOR, LAYOUT))
+    vector = VECTOR * 3
+    subtract_state_file(vector, path, LAYOUT)
+    assert np.array_equal(vector, VECTOR * 2)
+    path.write_bytes(save({"scale": np.zeros((), np.float32)}))
+    with pytest.raises(MalformedMessage, match=r"'conv.weight' is missing"):
+        subtract_state_file(vector, path, LAYOUT, MalformedMessage)
+    with pytest.raises(InvalidState, match="float32 vector of 23"):
+        subtract_state_file(vector[1:], path, LAYOUT)
 
 
 def test_behind_its_header_a_file_is_the_vector() -> None:

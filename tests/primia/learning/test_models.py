@@ -7,6 +7,7 @@ from primia.learning.layout import InvalidState, read_state, write_state
 from primia.learning.models import (
     create_model,
     flatten,
+    load_into,
     load_model,
     spec_layout,
     state_layout,
@@ -130,6 +131,41 @@ def test_a_state_goes_through_vector_and_file() -> None:
     assert not again.training
     images = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
     assert torch.equal(again(images), module.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18"])
+def test_a_vector_that_is_the_state_is_trained_in_place_as_a_copy_is(name: str) -> None:
+    spec = ModelSpec.parse({"architecture": name, "classes": ("a", "b"), "image_size": 32})
+    first = flatten(create_model(spec))
+    slot = next(
+        each for each in state_layout(create_model(spec)).slots if "running_var" in each.name
+    )
+    first[slot.offset] = -1e-3  # comes back as zero, in both
+    images, labels = torch.linspace(-1, 1, 4 * 32 * 32).reshape(4, 1, 32, 32), [0, 1, 0, 1]
+    found = []
+    for held in (None, first.copy()):
+        module = load_model(spec, first) if held is None else load_into(spec, held)
+        module.train()
+        optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
+        for _ in range(2):
+            torch.nn.functional.cross_entropy(module(images), torch.tensor(labels)).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        found.append(flatten(module) if held is None else held)
+        assert np.array_equal(flatten(module, held), found[-1])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(found[1] - first).max() > 1e-3
+
+
+def test_what_was_moved_out_of_the_vector_comes_back_into_it() -> None:
+    vector = flatten(create_model(SMALL))
+    module = load_into(SMALL, vector).double().float()  # as to a device and back
+    with torch.no_grad():
+        module.get_parameter("0.weight").fill_(7)
+    assert vector[0] != 7
+    assert flatten(module, vector) is vector
+    assert vector[0] == 7
+    assert np.array_equal(vector, flatten(module))
 
 
 def test_flatten_does_not_depend_on_the_memory_format() -> None:
