@@ -103,7 +103,8 @@ def take(ctx: Context, plan_id: str, plan: Plan, batch: int) -> Kept | None:
 
 
 def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
-    """The kept deal that expires first, but not too soon for an inference."""
+    """The kept deal that expires first, but not too soon for an inference; if there is one, such
+    that the model owner keeps its half as well."""
     return (
         select(PrefetchedDeal)
         .where(
@@ -112,7 +113,7 @@ def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
             PrefetchedDeal.state == KEPT,
             PrefetchedDeal.expires > ctx.clock.now() + _MARGIN,
         )
-        .order_by(PrefetchedDeal.expires)
+        .order_by(PrefetchedDeal.share.is_(None), PrefetchedDeal.expires)
         .limit(1)
     )
 

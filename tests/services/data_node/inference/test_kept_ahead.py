@@ -242,6 +242,28 @@ def test_an_owner_without_room_leaves_the_node_its_own_half(grid, limit, monkeyp
         object.__setattr__(settings, limit, before)
 
 
+def test_what_both_keep_goes_before_what_the_node_keeps_alone(grid, monkeypatch):
+    """Though it expires later."""
+    room, worker = grid[OWNER].ctx.settings, grid[NODE].worker
+    before = room.max_kept_a_node
+    object.__setattr__(room, "max_kept_a_node", 0)
+    try:
+        alone = stock(grid)
+        object.__setattr__(room, "max_kept_a_node", 1)
+        object.__setattr__(worker.settings, "prefetch", 2)
+        prefetch.refill(worker)
+        wait_until(lambda: kept.counts(worker).get("kept") == 2, 60, "the prefetch")
+        (both,) = (row for row in rows(grid) if row.state == "kept" and row.id != alone.id)
+        assert alone.expires < both.expires
+        check(grid)
+        assert {row.id: row.state for row in rows(grid)}[both.id] == "taken"
+    finally:
+        object.__setattr__(room, "max_kept_a_node", before)
+        object.__setattr__(worker.settings, "prefetch", 1)
+    for row in rows(grid):
+        kept.drop(worker, row.id)
+
+
 def test_what_is_kept_too_long_is_burned_by_both(grid, row, monkeypatch):
     owner = grid[OWNER].worker
     later = session_of(grid, row).expires + timedelta(seconds=1)
