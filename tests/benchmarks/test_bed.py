@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import inference
+from benchmarks import inference, inference_parts
 from benchmarks import kernels as kernel_speeds
 from benchmarks.bed.link import _Switch
 from benchmarks.bed.report import Figure, choose
 from benchmarks.inference_plots import _computed
 from benchmarks.inference_sweep import Counted, crypten_counted
 from benchmarks.peers.crypten import folded
+from primia.mpc.material import PARTS, part_size
 
 MODULES = [
     module.name
@@ -117,3 +118,19 @@ def test_a_kernel_is_measured_where_the_machine_has_it(monkeypatch, gpu):
     names = [name for name, _ in kernel_speeds.rows()]
     assert names[:2] == ["numpy", "native"]
     assert ("gpu" in names) == gpu
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stock_is_dealt_and_thrown_away(tmp_path, monkeypatch, workers):
+    made = []
+    write = inference_parts.write_parts
+
+    def counted(plan, batch, mask, folder):
+        write(plan, batch, mask, folder)
+        made.append(sum(file.stat().st_size for file in folder.iterdir()))
+
+    monkeypatch.setattr(inference_parts, "write_parts", counted)
+    plan = inference_parts.resnet18(32, "scores")
+    assert inference_parts.stock(plan, 1, workers, tmp_path) > 0
+    assert made == [sum(part_size(plan, 1, part) for part in PARTS)] * (2 * workers + 1)
+    assert list(tmp_path.iterdir()) == []

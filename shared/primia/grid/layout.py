@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -87,8 +86,6 @@ class Grid:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
-        if member.role == "crypto_provider":  # deals in short bursts, while others wait for it
-            values["PRIMIA_THREADS"] = str(os.cpu_count() or 1)
         if member.database_url is not None:
             values["DATABASE_URL"] = member.database_url
         if member.role == "data_node":
