@@ -53,9 +53,10 @@ def refill(ctx: Context) -> None:
 
 def ask(ctx: Context, model: ServedModel) -> None:
     """One more deal for the model's one plan, where there are too few and none is under way."""
-    if not ctx.settings.prefetch:
-        return
     plan = model.plans[0]
+    most = min(ctx.settings.max_batch, plan.largest_batch)
+    if not ctx.settings.prefetch or plan.batch > most:  # no inference could use it
+        return
     with ctx.db.session() as session:
         rows = kept.open_rows(session, plan.plan, plan.batch)
         if len(rows) >= ctx.settings.prefetch or any(row.state != KEPT for row in rows):

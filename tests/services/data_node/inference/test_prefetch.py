@@ -151,6 +151,17 @@ def test_a_fetch_that_died_is_dropped_with_its_deal(grid):
         assert session.get_one(kept.PrefetchedDeal, row.id).state == "dropped"
 
 
+def test_no_batch_is_kept_that_no_inference_may_have(empty):
+    worker = empty[NODE].worker
+    before, known = worker.settings.max_batch, len(rows(empty))
+    object.__setattr__(worker.settings, "max_batch", 0)
+    try:
+        prefetch.refill(worker)
+    finally:
+        object.__setattr__(worker.settings, "max_batch", before)
+    assert len(rows(empty)) == known
+
+
 def test_nothing_is_kept_where_it_is_not_wanted(grid):
     ctx = grid["node-b"].worker
     prefetch.refill(ctx)
