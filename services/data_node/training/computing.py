@@ -92,11 +92,11 @@ def train(job: Job, item: Train) -> None:
     if proposal.model.layout is not None:
         result = external.train(ctx, proposal, weights, site, stop)
     else:
-        carried = files.read_carried()
+        carried = files.read_carried(item.uncounted)
         result = local.train(ctx, proposal, item, weights, site, carried, stop, release)
     files.keep_change(result.change)
     if result.carried is not None:
-        files.keep_carried(result.carried)
+        files.keep_carried(result.carried, item.uncounted)
     report = result.report()
     told = report if release is None else report.model_copy(update=UNTOLD)
     if item.summed:

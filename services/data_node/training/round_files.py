@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,24 +97,26 @@ class RoundFiles:
             if not self.update.exists():
                 raise _change_is_gone() from None
 
-    def keep_carried(self, carried: bytes) -> None:
+    def keep_carried(self, carried: bytes, uncounted: Collection[int] = ()) -> None:
         """What local training takes into the next round, sealed; then what earlier rounds kept
         beyond the one that this round went on from is deleted."""
         sealed = self.ctx.secrets.seal(carried, self._purpose(self.number))
         self.ctx.files.write(self._carried(self.number), sealed)
-        before = self._latest_before()
+        before = self._latest_before(uncounted)
         self.forget(*(self._carried(number) for number in self._kept() if number < before))
 
-    def read_carried(self) -> bytes | None:
-        """What the last round before this one kept; the same again after a crash in this one."""
-        number = self._latest_before()
+    def read_carried(self, uncounted: Collection[int] = ()) -> bytes | None:
+        """What the last round before this one kept that is not ``uncounted`` (messages Train); the
+        same again after a crash in this one."""
+        number = self._latest_before(uncounted)
         if number == 0:
             return None
         sealed = self._carried(number).read_bytes()
         return self.ctx.secrets.open(sealed, self._purpose(number))
 
-    def _latest_before(self) -> int:
-        return max((number for number in self._kept() if number < self.number), default=0)
+    def _latest_before(self, uncounted: Collection[int]) -> int:
+        counted = (each for each in self._kept() if each < self.number and each not in uncounted)
+        return max(counted, default=0)
 
     def _kept(self) -> list[int]:
         return [int(path.stem) for path in self._carried(0).parent.glob("*.carried")]

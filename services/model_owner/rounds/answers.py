@@ -194,7 +194,6 @@ def report(here: Place, number: int, message: TrainReport, size: int) -> None:
     elif message.advertisement is not None or message.exponents:
         raise InvalidInput("A plain round takes no advertisement and no exponents.")
     taken.contribution.report = message.model_dump(mode="json")
-    here.site.stopped = message.stopped
     taken.give(found, size)
 
 

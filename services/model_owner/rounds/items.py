@@ -48,6 +48,13 @@ def _begin(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
     return beginning.of_round(session, run, row)
 
 
+def _train(session: Session, run: Run, row: Round, node: str) -> WorkItem:
+    item, settings = beginning.of_round(session, run, row), store.request_of(run).training
+    if settings.optimiser_state == "kept" or settings.local_stopping is not None:
+        return item.model_copy(update={"uncounted": store.uncounted(session, run, node)})
+    return item
+
+
 def _share_keys(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
     return ShareKeys(run=run.id, round=row.number, roster=secure.advertisements(session, row))
 
@@ -103,7 +110,7 @@ def _unmask(session: Session, run: Run, row: Round, _node: str) -> WorkItem:
 
 _ROUND_ITEMS: Mapping[Kind, Callable[[Session, Run, Round, str], WorkItem]] = {
     "measure": _begin,
-    "train": _begin,
+    "train": _train,
     "evaluate": _begin,
     "share_keys": _share_keys,
     "upload": _upload,

@@ -220,8 +220,9 @@ def _opened(ctx: Context, before: Run, row_before: Round, result: _Result, held:
         opened = _record_opening(ctx, session, run, row, result)
         session.flush()
         if row.purpose == "train":
-            received = received_scores(row, store.contributions(session, row.id))
-            _measured(run, before, received)
+            there = store.contributions(session, row.id)
+            _measured(run, before, received_scores(row, there))
+            _note_stopped(session, run, there)
         progress.close(ctx, session, row, "done", "")
         now = ctx.clock.now()
         store.record(session, run.id, now, "opened", round=row.number, node=None, **opened)
@@ -242,6 +243,14 @@ def _measured(run: Run, before: Run, received: Scores) -> None:
     )
     course = Course.model_validate(run.course).after(model, received, store.request_of(run))
     run.course = course.model_dump(mode="json")
+
+
+def _note_stopped(session: Session, run: Run, there: Sequence[Contribution]) -> None:
+    """Early stopping at a site has ended its training once the update that it stopped with counts:
+    of a round that was abandoned its weights are nowhere, and it is asked again."""
+    for each in there:
+        if each.stage >= Stage.ABSORBED and each.report is not None:
+            store.site(session, run.id, each.node).stopped = bool(each.report["stopped"])
 
 
 def _record_opening(

@@ -391,7 +391,9 @@ Summed = Annotated[dict[Name, Least], Field(max_length=MAX_NODES)]
 
 class Train(_RoundItem):
     """``done``: rounds whose result is in the weights; schedules go by it. ``statistics``: of all
-    sites, where the run has them measured. ``summed``: whose losses and accuracies are added up."""
+    sites, where the run has them measured. ``summed``: whose losses and accuracies are added up.
+    ``uncounted``: earlier rounds in which this site has trained and whose weights are without it,
+    so that what it kept of them (optimiser_state, local_stopping) does not go on."""
 
     kind: Literal["train"] = "train"
     done: int = Field(default=0, ge=0, le=MAX_ROUNDS)
@@ -399,6 +401,9 @@ class Train(_RoundItem):
     weights_bytes: int = Field(ge=1, le=2**34)
     statistics: Statistics | None = None
     summed: Summed = Field(default={})
+    uncounted: tuple[Annotated[int, Field(ge=1, le=MAX_ROUNDS)], ...] = Field(
+        default=(), max_length=MAX_ROUNDS
+    )
 
 
 class ShareKeys(_RoundItem):

@@ -11,6 +11,7 @@ from primia.messages import rounds as messages
 from services.data_node.datasets import store as datasets
 from services.data_node.training import store
 from services.data_node.training.approval import BUSY
+from services.data_node.training.round_files import RoundFiles
 from tests.services.data_node.training.conftest import NAMES, item_row, run_row, turn
 from tests.support.owner_double import RUN
 
@@ -153,6 +154,19 @@ def test_moments_are_kept_sealed_from_round_to_round(federation):
     assert sorted(path.name for path in folder.glob("*.carried")) == ["2.carried", "3.carried"]
     grid.finish()
     assert not folder.exists()
+
+
+def test_what_a_round_kept_goes_on_only_where_its_update_counts(make_node):
+    node = make_node("node-a")
+    rounds = {number: RoundFiles(node, RUN, number) for number in (1, 2, 3, 4)}
+    rounds[1].keep_carried(b"of the first")
+    rounds[2].keep_carried(b"of the second")
+    assert rounds[3].read_carried() == b"of the second"
+    assert rounds[3].read_carried([2]) == b"of the first"
+    assert rounds[3].read_carried([1, 2]) is None
+    rounds[3].keep_carried(b"of the third", [2])
+    assert rounds[3].read_carried([2]) == b"of the first"  # once more after a crash
+    assert rounds[4].read_carried([2]) == b"of the third"
 
 
 def test_a_site_that_has_stopped_gives_back_what_it_receives(federation):

@@ -148,6 +148,37 @@ def test_a_site_that_stops_early_may_leave(federation):
     assert shown["state"] == "finished"
 
 
+def test_a_site_that_stops_in_an_abandoned_round_is_asked_again(federation):
+    federation.with_model()
+    federation.nodes["node-b"].stops_after = 1
+    settings = {"image_size": 16, "local_stopping": STOPS}
+    run = federation.start(rounds=2, training=settings)
+    federation.until("share_keys")
+    for name in ("node-a", "node-c"):
+        federation.nodes[name].fail(run)
+    assert federation.show(run)["reports"][0]["phase"] == "abandoned"
+    again = federation.nodes["node-b"].ask()
+    assert (again.kind, again.round, again.uncounted) == ("train", 2, (1,))
+    federation.run_out()
+    shown = federation.show(run)
+    names = [[site["node"] for site in report["sites"]] for report in shown["reports"]]
+    assert names == [list(NODES), list(NODES), ["node-a", "node-c"]]
+    assert (shown["state"], shown["rounds_done"]) == ("finished", 2)
+
+
+def test_a_site_that_drops_out_behind_its_report_has_not_stopped(federation):
+    federation.with_model()
+    federation.nodes["node-b"].stops_after = 1
+    settings = {"image_size": 16, "optimiser_state": "kept", "local_stopping": STOPS}
+    run = federation.start(rounds=2, training=settings)
+    federation.until("share_keys")
+    federation.nodes["node-b"].fail(run)
+    for _ in range(4):  # the others bring the round to its end
+        federation.turn("node-a", "node-c")
+    assert federation.nodes["node-b"].ask().uncounted == (1,)
+    assert federation.nodes["node-a"].ask().uncounted == ()
+
+
 def test_a_lost_site_costs_one_timeout_and_comes_back(federation):
     federation.with_model()
     run = federation.start(rounds=6, **PLAIN)
