@@ -15,7 +15,7 @@ from primia.cli import options, output
 from primia.cli.output import Format, FormatOption
 from primia.errors import InvalidInput
 from primia.learning.config import ServerOptimiser
-from primia.learning.spec import ModelSpec, describe
+from primia.learning.spec import ModelSpec, describe, task_of
 from primia.messages.rounds import TrainingSettings
 
 if TYPE_CHECKING:  # torch, for those who simulate
@@ -52,17 +52,22 @@ def simulate(
     if unknown:
         raise InvalidInput(f"There is no mode {unknown[0]!r}.", hint="local,pooled,plain,secure")
     root = data if not (data / "train").is_dir() else data / "train"
+    if task_of(architecture) == "segmentation":
+        raise InvalidInput(
+            f"A {architecture} is for masks; simulations compare classification.",
+            hint="Train it over a grid: `primia rounds start`.",
+        )
     plan = plan_of(rounds, image_size, seed, settings or [])
     spec = ModelSpec.parse(
         {
             "architecture": architecture,
             "classes": places.listed(root).classes,
-            "image_size": image_size,
+            "image_size": plan.training.image_size,
             "seed": seed,
         }
     )
-    fraction = plan.training.validation_fraction
-    setting = places.load(data, spec, places.Wanted(sites, images, fraction, seed))
+    shares = plan.training.validation_fraction, plan.training.test_fraction
+    setting = places.load(data, spec, places.Wanted(sites, images, *shares, seed))
     told = output.console().print if form is Format.TABLE else _nothing
     chosen = [mode for mode in get_args(Mode) if mode in wanted]
     todo = trials(setting, plan, chosen, epsilons(epsilon))
@@ -86,6 +91,11 @@ def plan_of(rounds: int, image_size: int, seed: int, settings: list[str]) -> Pla
 
     given: dict[str, Any] = {"training": {"image_size": image_size, "seed": seed}}
     options.assign(given, settings)
+    unknown = sorted(set(given) - {"training", "server"})
+    if unknown:
+        raise InvalidInput(
+            f"A simulation has no setting {unknown[0]!r}.", hint="It has training.… and server.…."
+        )
     try:
         return Plan(
             rounds,

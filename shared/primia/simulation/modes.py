@@ -11,7 +11,7 @@ from typing import Literal
 from torch import nn
 
 from primia.aggregation.plain import WeightedMean
-from primia.aggregation.terms import Groups
+from primia.aggregation.terms import Groups, default_threshold
 from primia.errors import InvalidInput
 from primia.learning.accounting import DpSgd, check_norm, release_of_round
 from primia.learning.carried import Carried
@@ -22,7 +22,8 @@ from primia.learning.schedules import Span
 from primia.learning.server import Moments, step
 from primia.learning.spec import ModelSpec
 from primia.learning.training import local_seed, train_locally
-from primia.messages.rounds import TrainingSettings
+from primia.messages.privacy import PrivacySettings
+from primia.messages.rounds import TrainingSettings, contributes_nothing
 from primia.simulation.secure import secure_mean
 from primia.simulation.sites import Setting, Site
 
@@ -60,20 +61,29 @@ def train(
     secure: bool = False,
     progress: Progress | None = None,
 ) -> Vector:
-    """The final weights, float32 (values,), from the spec's first ones."""
+    """The final weights, float32 (values,), from the spec's first ones. As in a run, a site that
+    early stopping has stopped leaves the rounds to the others, which end when too few are left."""
     if plan.dp is not None:
         check_norm(spec)
+    if secure and contributes_nothing(plan.training, PrivacySettings()):
+        raise InvalidInput(
+            "A stopped site's zeros would uncover the other sites' updates in a secure sum.",
+            hint="Set training.local_stopping.when_stopped to leave.",
+        )
     module = create_model(spec)
     layout, weights = state_layout(module), flatten(module)
     moments = Moments.initial(layout.group_size("parameters"), plan.server)
     carried: dict[str, Carried] = {}
     for number in range(1, plan.rounds + 1):
+        willing = _willing(sites, plan, carried)
+        if len(willing) < (default_threshold(len(sites)) if secure else 1):
+            break
         changes: dict[str, Vector] = {}
-        for site in sites:
-            module = load_model(spec, weights)
-            carried[site.name] = _trained(module, site, plan, number, carried.get(site.name))
+        for site in willing:
+            module, before = load_model(spec, weights), carried.get(site.name)
+            carried[site.name] = _trained(module, site, plan, number, before, secure=secure)
             changes[site.name] = flatten(module) - weights
-        samples = {site.name: len(site.training) for site in sites}
+        samples = {site.name: len(site.training) for site in willing}
         mean = _mean(changes, samples, layout, secure=secure)
         weights = _stepped(weights, mean, layout, plan.server, moments)
         if progress:
@@ -81,8 +91,21 @@ def train(
     return weights
 
 
+def _willing(sites: Sequence[Site], plan: Plan, carried: Mapping[str, Carried]) -> list[Site]:
+    """Who trains in the next round; nobody once early stopping has stopped all."""
+    rule = plan.training.local_stopping
+    going = [s for s in sites if s.name not in carried or not carried[s.name].standing.stopped]
+    return going if rule is None or rule.when_stopped == "leave" or not going else list(sites)
+
+
 def _trained(
-    module: nn.Module, site: Site, plan: Plan, number: int, carried: Carried | None
+    module: nn.Module,
+    site: Site,
+    plan: Plan,
+    number: int,
+    carried: Carried | None,
+    *,
+    secure: bool,
 ) -> Carried:
     """The module after the site's part in round ``number``, from 1; what it carries on."""
     seed = local_seed(plan.training.seed, number, site.name)
@@ -91,6 +114,7 @@ def _trained(
         return train_locally(
             module, site.training, plan.training, seed,
             validation=site.validation, span=span, carried=carried, device="auto",
+            may_return=not secure,
         ).carried  # fmt: skip
     from primia.learning.private import train_privately  # Opacus: only where it is needed
 

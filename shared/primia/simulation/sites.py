@@ -44,23 +44,29 @@ class Setting:
 
 @dataclass(frozen=True)
 class Wanted:
-    """``images``: about so many for training in all; 0: all there are."""
+    """``images``: about so many for training in all; 0: all there are. ``test``: share of the
+    patients that is held out where there is no folder ``test``; 0: a fifth."""
 
     sites: int = 3
     images: int = 0
     validation: float = 0.1
+    test: float = 0.0
     seed: int = 0
 
 
 def load(root: Path, spec: ModelSpec, wanted: Wanted) -> Setting:
     """From a folder of class folders, or one with such folders ``train`` and ``test``; without
-    ``test`` a fifth of the patients is held out. The classes are the spec's."""
+    ``test`` some of the patients are held out. The classes are the spec's."""
     train_root, test_root = (root / "train", root / "test")
     if train_root.is_dir() and test_root.is_dir():
+        if wanted.test:
+            raise InvalidInput(
+                f"{test_root} has the test images.", hint="Leave training.test_fraction out."
+            )
         whole, test = listed(train_root), listed(test_root)
     else:
         train_root = test_root = root
-        whole, test = split(listed(root), _TEST_FRACTION, wanted.seed)
+        whole, test = split(listed(root), wanted.test or _TEST_FRACTION, wanted.seed)
     if wanted.images:
         whole = sample(whole, wanted.images, wanted.seed)
     sites = []

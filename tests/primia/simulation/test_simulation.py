@@ -10,10 +10,13 @@ from primia.aggregation.plain import WeightedMean
 from primia.aggregation.terms import Groups
 from primia.cli.main import create_app
 from primia.errors import InvalidInput
+from primia.learning.carried import Carried
 from primia.learning.config import ServerOptimiser
 from primia.learning.spec import ModelSpec
+from primia.learning.stopper import Standing
 from primia.learning.synthetic import draw_dataset
 from primia.messages.rounds import TrainingSettings
+from primia.simulation import modes
 from primia.simulation.comparing import compare, trials
 from primia.simulation.modes import Plan, participants, train
 from primia.simulation.secure import secure_mean
@@ -102,9 +105,61 @@ def test_the_command_compares_all_modes(images: Path) -> None:
     assert names[0] == "local, site-a"
     assert names[3:] == ["pooled", "federated, plain", "federated, secure"]
     assert found["pairs"][-1]["mcnemar"]["p"] > 0.05
-    for wrong in (
-        ["--modes", "telepathic"],
-        ["--set", "training.mixup=-1"],
-        ["--epsilon", "lots"],
+    for option, value, said in (
+        ("--modes", "telepathic", "telepathic"),
+        ("--set", "training.mixup=-1", "mixup"),
+        ("--set", "rounds=9", "no setting 'rounds'"),
+        ("--set", "aggregation.sites_per_round=2", "no setting 'aggregation'"),
+        ("--epsilon", "lots", "no list of numbers"),
+        ("--architecture", "unet", "simulations compare classification"),
+        ("--architecture", "cathedral", "architecture"),
     ):
-        assert CliRunner().invoke(create_app(), [*words, *wrong]).exit_code == 1
+        answer = CliRunner().invoke(create_app(), [*words, option, value])
+        assert answer.exit_code == 1, answer.output
+        assert said in answer.output
+
+
+def test_the_share_held_out_is_the_one_asked_for(images: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(architecture="small_cnn", classes=listed(images).classes, image_size=16)
+    fifth, third = (load(images, spec, Wanted(test=share)) for share in (0.0, 0.35))
+    whole = len(listed(images))
+    assert len(fifth.test) == pytest.approx(0.2 * whole, abs=3)
+    assert len(third.test) == pytest.approx(0.35 * whole, abs=3)
+    (tmp_path / "train").symlink_to(images)
+    (tmp_path / "test").symlink_to(images)
+    with pytest.raises(InvalidInput, match="has the test images"):
+        load(tmp_path, spec, Wanted(test=0.2))
+
+
+def stopping(**rule: object) -> TrainingSettings:
+    """No site gains an accuracy of 1: each stops in its second round, or one check later."""
+    given = {"measure": "accuracy", "patience": 1, "min_change": 1.0, **rule}
+    return TrainingSettings.model_validate({**PLAN.training.model_dump(), "local_stopping": given})
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_rounds_end_when_early_stopping_has_stopped_the_sites(
+    setting: Setting, secure: bool
+) -> None:
+    done: list[int] = []
+    plan = Plan(9, stopping())
+    sites = setting.sites[:2]
+    short = train(sites, setting.spec, plan, secure=secure, progress=lambda n, _: done.append(n))
+    assert 1 <= len(done) < 9
+    assert np.isfinite(short).all()
+
+
+def test_a_stopped_site_stays_in_the_mean_only_where_it_is_to_contribute(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    willing = Plan(3, stopping(when_stopped="contribute"))
+    leaving = Plan(3, stopping(when_stopped="leave"))
+    stopped = {setting.sites[0].name: Carried(standing=Standing(None, 9, True))}
+    names = [
+        [s.name for s in modes._willing(setting.sites, p, stopped)] for p in (willing, leaving)
+    ]
+    assert names == [["site-a", "site-b", "site-c"], ["site-b", "site-c"]]
+    everyone = dict.fromkeys(names[0], stopped["site-a"])
+    assert modes._willing(setting.sites, willing, everyone) == []
+    with pytest.raises(InvalidInput, match="uncover"):
+        train(setting.sites, setting.spec, willing, secure=True)
