@@ -51,6 +51,7 @@ def _facts(document: RunDocument) -> str:
         ("Sites", ", ".join(f"{site.node} ({site.samples} images)" for site in run.sites)),
         ("Figures summed, not shown", _summed(document)),
         ("Rounds", f"{run.rounds_done} of {run.rounds}, aggregation {aggregation}"),
+        *run.findings(),
         ("Started", f"{run.created:%Y-%m-%d %H:%M} by {run.created_by}"),
         ("Software", ", ".join(f"{name} {text}" for name, text in document.software.items())),
     ]
@@ -79,13 +80,23 @@ def _course(document: RunDocument) -> Iterable[str]:
         yield _image(plots.curves(lines, "round", title), f"{title} over rounds")
     yield _table(
         "Rounds",
-        ("round", "sites", "training loss", "validation loss", "bytes up", "bytes down", "seconds"),
+        (
+            "round",
+            "sites",
+            "training loss",
+            "validation loss",
+            "error at most",
+            "bytes up",
+            "bytes down",
+            "seconds",
+        ),
         (
             (
                 each.number,
                 len([site for site in each.sites if site.dropped is None]),
                 _number(each.training.loss),
                 _number(each.result.loss if each.result else None),
+                f"{each.quantisation_step.parameters:.1g}" if each.quantisation_step else "–",
                 sum(site.bytes_up for site in each.sites),
                 sum(site.bytes_down for site in each.sites),
                 _number((each.ended - each.started).total_seconds() if each.ended else None),
@@ -170,15 +181,20 @@ def _details(found: Figures) -> Iterable[str]:
 
 def _across(models: Sequence[ModelFigures], part: str, sites: Sequence[str]) -> str:
     """Each site's data against each model, of the sites that show their own."""
+    of_masks = any(getattr(model.overall, part).dice is not None for model in models)
     values = [
-        [
-            found.accuracy.value if (found := getattr(model.sites.get(node), part, None)) else None
-            for model in models
-        ]
+        [_worth(getattr(model.sites.get(node), part, None), of_masks) for model in models]
         for node in sites
     ]
     picture = plots.matrix(values, sites, [each.model for each in models], "site", "model")
-    return _image(picture, "accuracy of each model on each site's images")
+    title = "mean Dice" if of_masks else "accuracy"
+    return _image(picture, f"{title} of each model on each site's images")
+
+
+def _worth(found: Figures | None, of_masks: bool) -> float | None:
+    if found is None:
+        return None
+    return found.dice if of_masks else found.accuracy.value
 
 
 def _table(caption: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

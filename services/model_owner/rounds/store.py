@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from primia.errors import Conflict, NotFound
 from primia.learning.statistics import Statistics
 from primia.messages.rounds import Proposal, RunRequest
+from primia.messages.runs import QuantisationStep
 from services.model_owner.rounds.course import Course, Model
 from services.model_owner.rounds.domain import (
     ACTIVE,
@@ -149,6 +150,18 @@ def contributions_of(session: Session, run: str) -> dict[str, list[Contribution]
     return found
 
 
+def uncounted(session: Session, run: Run, node: str) -> tuple[int, ...]:
+    """Earlier rounds in which the node has trained and whose result is without its update."""
+    wanted = (
+        select(Round.number)
+        .join(Contribution, Contribution.round == Round.id)
+        .where(Round.run == run.id, Round.purpose == "train", Round.number < run.number)
+        .where(Contribution.node == node, Contribution.stage >= Stage.TRAINED)
+        .where(or_(Round.phase != "done", Contribution.stage < Stage.ABSORBED))
+    )
+    return tuple(session.scalars(wanted.order_by(Round.number)))
+
+
 def members(rows: Iterable[Contribution]) -> list[Member]:
     return [Member(row.node, Stage(row.stage), row.dropped is not None) for row in rows]
 
@@ -206,6 +219,16 @@ def record_once(session: Session, run: str, at: datetime, kind: str, reason: str
 def events(session: Session, run: str, after: int, limit: int) -> Sequence[Event]:
     wanted = select(Event).where(Event.run == run, Event.id > after).order_by(Event.id)
     return session.scalars(wanted.limit(limit)).all()
+
+
+def quantisation_steps(session: Session, run: str) -> dict[int, QuantisationStep]:
+    """Round -> what its opening said."""
+    wanted = select(Event).where(Event.run == run, Event.kind == "opened", Event.round.is_not(None))
+    return {
+        row.round: QuantisationStep.model_validate(row.detail["quantisation_step"])
+        for row in session.scalars(wanted)
+        if row.round is not None and "quantisation_step" in row.detail
+    }
 
 
 def due(session: Session, now: datetime) -> Sequence[str]:

@@ -130,6 +130,7 @@ def _rounds(session: Session, run: Run, final: Scores | None) -> dict[str, tuple
     """What a round made is what the next one received, and the last one's is evaluated."""
     rows = store.rounds(session, run.id)
     contributions = store.contributions_of(session, run.id)
+    steps = store.quantisation_steps(session, run.id)
     reports: list[RoundReport] = []
     result = final
     summing = [row for row in rows if row.purpose == "evaluate"]
@@ -137,7 +138,8 @@ def _rounds(session: Session, run: Run, final: Scores | None) -> dict[str, tuple
         if row in summing:
             continue
         places = contributions.get(row.id, [])
-        reports.append(_round(row, places, _made(row, result)))
+        made = _round(row, places, _made(row, result))
+        reports.append(made.model_copy(update={"quantisation_step": steps.get(row.number)}))
         received = reports[-1].received
         result = received if received.samples else (None if row.phase == "done" else result)
     return {

@@ -1,5 +1,5 @@
 """``primia rounds start | options | watch | show | report | repeat | list | cancel | approve |
-refuse``"""
+refuse | withdraw``"""
 
 from __future__ import annotations
 
@@ -145,8 +145,16 @@ def repeat(
 
 @app.command("list")
 @output.guarded
-def listing(form: FormatOption = Format.TABLE) -> None:
-    """The runs, newest first."""
+def listing(
+    node: Node = None,
+    state: Annotated[str | None, typer.Option(help="as a data node: pending, active …")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """The runs, newest first; as a data node: those that it was asked to join."""
+    if node is not None or state is not None:
+        seen = profile.load().data_node(node).runs(state)
+        output.show(seen, form, lambda: _asked(seen["runs"]))
+        return
     found = profile.load().model_owner().runs()
     columns = ("run", "model", "state", "rounds", "aggregation", "started")
     lines = [
@@ -161,6 +169,24 @@ def listing(form: FormatOption = Format.TABLE) -> None:
         for r in found.runs
     ]
     output.show(found, form, lambda: output.rows("Training runs", columns, lines))
+
+
+def _asked(runs: list[dict[str, Any]]) -> RenderableType:
+    columns = ("run", "owner", "model", "state", "rounds", "data set", "asked", "")
+    lines = [
+        (
+            r["id"],
+            r["owner"],
+            r["model"],
+            r["state"],
+            f"{r['rounds_done']} of {r['rounds']}",
+            r["dataset"],
+            r["created"][:16].replace("T", " "),
+            r["reason"],
+        )
+        for r in runs
+    ]
+    return output.rows("Runs at this site", columns, lines)
 
 
 @app.command()
@@ -182,6 +208,13 @@ def approve(run: str, dataset: str, node: Node = None) -> None:
 def refuse(run: str, reason: str, node: Node = None) -> None:
     """As a data node: do not take part in a run."""
     profile.load().data_node(node).refuse(run, reason)
+
+
+@app.command()
+@output.guarded
+def withdraw(run: str, reason: str, node: Node = None) -> None:
+    """As a data node: leave a run; what earlier rounds have contributed cannot be taken back."""
+    profile.load().data_node(node).withdraw(run, reason)
 
 
 def _watched(run: str, form: Format) -> None:
@@ -241,4 +274,5 @@ def tables(found: RunReport) -> Group:
         if result
         else ""
     )
-    return Group(output.rows(title, columns, lines), final)
+    notes = [f"{name}: {text}." for name, text in found.findings()]
+    return Group(output.rows(title, columns, lines), *notes, final)

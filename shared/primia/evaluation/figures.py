@@ -45,7 +45,8 @@ class Reliability(Checked):
 
 
 class Figures(Checked):
-    """``auc`` and ``balanced_accuracy``: means over the classes; ``calibration_error``: expected,
+    """``loss``: the mean cross-entropy, of masks too (trained with the Dice loss beside it).
+    ``auc`` and ``balanced_accuracy``: means over the classes; ``calibration_error``: expected,
     over 15 bins (Guo et al., 2017); ``brier``: over all classes, 0 to 2. Of masks the samples are
     pixels, and ``dice`` and ``iou`` the means over the classes but the background, the first."""
 

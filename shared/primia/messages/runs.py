@@ -47,6 +47,13 @@ class SiteInRound(Message):
     bytes_down: int = 0
 
 
+class QuantisationStep(Message):
+    """By how much a value of the opened mean may differ from the exact one, in each group."""
+
+    parameters: float
+    buffers: float
+
+
 class RoundReport(Message):
     """Means over sites are weighted by samples; ``result``: the model that the round made."""
 
@@ -59,6 +66,9 @@ class RoundReport(Message):
     training: Scores
     received: Scores
     result: Scores | None = None
+    quantisation_step: QuantisationStep | None = Field(
+        default=None, description="of the sum that a secure round has opened"
+    )
     sites: tuple[SiteInRound, ...] = ()
 
 
@@ -100,6 +110,31 @@ class RunReport(RunSummary):
     )
 
     @property
+    def step(self) -> QuantisationStep | None:
+        """The largest of its rounds."""
+        found = [each.quantisation_step for each in self.reports if each.quantisation_step]
+        if not found:
+            return None
+        return QuantisationStep(
+            parameters=max(each.parameters for each in found),
+            buffers=max(each.buffers for each in found),
+        )
+
+    def findings(self) -> list[tuple[str, str]]:
+        """What was measured beside scores, in words: privacy, exactness, the sites' images."""
+        found = []
+        if self.step is not None:
+            step = f"{self.step.parameters:.1g} a parameter, {self.step.buffers:.1g} a buffer value"
+            found.append(("Error of the opened means", f"at most {step}"))
+        central = self.proposal.privacy.central
+        if central is not None and self.client_epsilon is not None:
+            epsilon = f"ε = {self.client_epsilon:.3g}, δ = {central.delta:g}"
+            found.append(("Privacy of each site", f"{epsilon}, of the opened sums"))
+        if self.statistics is not None:
+            found.append(("Training images", _images(self.statistics, self.proposal.model)))
+        return found
+
+    @property
     def task(self) -> Task:
         return task_of(self.proposal.model.architecture)
 
@@ -107,6 +142,17 @@ class RunReport(RunSummary):
     def accuracy_is(self) -> str:
         """What the figure named accuracy is of this run's model."""
         return "mean Dice" if self.task == "segmentation" else "accuracy"
+
+
+def _images(found: Statistics, card: ModelCard) -> str:
+    counts = ", ".join(
+        f"{count} {label}" for label, count in zip(card.classes, found.counts, strict=True)
+    )
+    mean, deviation = (
+        "/".join(f"{value:.3f}" for value in values) for values in (found.mean, found.deviation)
+    )
+    size = f"{found.width.mean:.0f} × {found.height.mean:.0f} pixels on average"
+    return f"{found.images}: {counts}; mean {mean}, deviation {deviation}; {size}"
 
 
 class PartFigures(Message):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 from fastapi.testclient import TestClient
+from rich.console import Console
 
 from primia.chassis.app import create_app
+from primia.cli.rounds import tables
 from primia.learning.accounting import Release, epsilon
+from primia.messages.runs import RunReport
 from services.data_node.main import create_service
 from services.data_node.privacy import store as ledger
 from services.data_node.training import store
@@ -205,6 +208,19 @@ def test_noise_in_the_masked_sum_hides_each_site(owner, sites):  # noqa: F811
     with model_owner.ctx.db.reading() as session:
         (event, _) = [each for each in events(session, run, 0, 1000) if each.kind == "opened"]
     assert 0 < event.detail["quantisation_step"]["parameters"] < 1e-6
+    assert shown["reports"][0]["quantisation_step"] == event.detail["quantisation_step"]
+    page = model_owner.user("GET", f"/rounds/{run}/report.html").text
+    table = told(RunReport.model_validate(shown))
+    for text in (page, table):
+        assert f"ε = {shown['client_epsilon']:.3g}, δ = 1e-05" in text
+        assert f"at most {event.detail['quantisation_step']['parameters']:.1g} a parameter" in text
+
+
+def told(report: RunReport) -> str:
+    console = Console(width=240)
+    with console.capture() as found:
+        console.print(tables(report))
+    return found.get()
 
 
 def test_an_update_out_of_proportion_costs_its_own_place_alone(owner, sites):  # noqa: F811

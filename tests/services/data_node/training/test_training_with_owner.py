@@ -122,6 +122,9 @@ def test_statistics_of_all_sites_are_measured_and_used(owner, sites, secure: boo
     assert [report["purpose"] for report in shown["reports"]] == ["measure", "train"]
     exact = exact_statistics(sites)
     assert Statistics.model_validate(shown["statistics"]) == exact
+    page = model_owner.user("GET", f"/rounds/{run}/report.html").text
+    assert f"{exact.images}: {exact.counts[0]} normal, {exact.counts[1]} pneumonia; mean" in page
+    assert (shown["reports"][1]["quantisation_step"] is not None) == secure
     mean, std = exact.normalisation()
     version = model_owner.user("GET", f"/models/chest/versions/{shown['final_version']}").json()
     assert version["normalisation"] == {"mean": list(mean), "std": list(std)}
