@@ -11,6 +11,7 @@ from primia.cli import (
     identity,
     infer,
     models,
+    nodes,
     privacy,
     programs,
     rounds,
@@ -32,6 +33,7 @@ def create_app() -> typer.Typer:
     )
     app.add_typer(grid.app, name="grid", help="The grid of one machine: every service, embedded.")
     app.add_typer(models.app, name="models", help="Models of the model owner.")
+    app.add_typer(nodes.app, name="nodes", help="Data nodes that the model owner knows.")
     app.add_typer(dataset.app, name="dataset", help="Data sets of a data node.")
     app.add_typer(rounds.app, name="rounds", help="Federated training runs.")
     app.add_typer(search.app, name="search", help="Search for hyperparameters over a federation.")

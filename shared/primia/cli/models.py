@@ -52,13 +52,22 @@ def create(
     channels: int = 3,
     seed: int = 0,
     width: Annotated[int, typer.Option(help="of a U-Net: channels at full resolution")] = 32,
+    norm: Annotated[
+        str | None, typer.Option(help="batch, or group (differential privacy needs it)")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="of pixels: 0.5, or 0.48,0.45,0.4")] = None,
+    std: Annotated[str | None, typer.Option(help="likewise, their deviation")] = None,
+    description: str = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Register a model with freshly initialised weights."""
+    given = {"norm": norm, "mean": _channels(mean), "std": _channels(std)}
     owner = profile.load().model_owner()
     wanted = NewModel.model_validate(
         {
+            **{field: value for field, value in given.items() if value is not None},
             "name": name,
+            "description": description,
             "architecture": architecture,
             "classes": [each.strip() for each in classes.split(",")],
             "image_size": image_size,
@@ -70,6 +79,17 @@ def create(
     owner.create_model(wanted)
     found = owner.wait_version(name, 1)
     output.show(found, form, lambda: f"{name} version 1 is ready ({output.size(found.bytes)}).")
+
+
+def _channels(text: str | None) -> float | list[float] | None:
+    """One number for all channels, or one for each."""
+    if text is None:
+        return None
+    try:
+        found = [float(each) for each in text.split(",")]
+    except ValueError:
+        raise InvalidInput(f"{text!r} is no number, and no list of them.") from None
+    return found[0] if len(found) == 1 else found
 
 
 @app.command()
@@ -145,16 +165,13 @@ def import_weights(
 
     The last layer keeps the model's own weights unless it has as many classes.
     """
-    from primia.learning.models import spec_layout  # torch takes seconds to load
-    from primia.learning.pretrained import adapt, imagenet_url, read_file
+    from primia.learning.pretrained import imagenet_url  # torch takes seconds to load
 
     if (file is None) != imagenet:
         raise InvalidInput("Give either a file or --imagenet.")
     owner = profile.load().model_owner()
-    spec = owner.model(name).spec
-    path = file or download_once(imagenet_url(spec.architecture))
-    data = write_state(adapt(read_file(path), spec), spec_layout(spec))
-    made = owner.upload(name, data, parent=1)
+    path = file or download_once(imagenet_url(owner.model(name).spec.architecture))
+    made = owner.import_weights(name, path)
     found = owner.wait_version(name, made.version)
     output.show(found, form, lambda: f"{name} version {found.version} has {path.name}'s weights.")
 

@@ -56,8 +56,10 @@ class DataNode(Connection):
     def remove_dataset(self, name: str) -> None:
         self.http.delete(f"/datasets/{name}")
 
-    def runs(self) -> dict[str, Any]:
-        return self.read("/runs")
+    def runs(self, state: str | None = None) -> dict[str, Any]:
+        """Newest first; of this state alone: ``pending`` ones are to be decided on."""
+        params = {} if state is None else {"state": state}
+        return dict(self.http.request("GET", "/runs", params=params).json())
 
     def run(self, run: str) -> dict[str, Any]:
         return self.read(f"/runs/{run}")
@@ -69,6 +71,15 @@ class DataNode(Connection):
     def refuse(self, run: str, reason: str) -> None:
         body = _json({"reason": reason})
         self.http.request("POST", f"/runs/{run}/refuse", content=body, headers=_JSON)
+
+    def withdraw(self, run: str, reason: str) -> None:
+        """Leave a run that this site takes part in; what it has contributed stays in the sums."""
+        body = _json({"reason": reason})
+        self.http.request("POST", f"/runs/{run}/withdraw", content=body, headers=_JSON)
+
+    def run_events(self, run: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """state, trained, round, evaluation and error, until the run ends here."""
+        return self.events(f"/runs/{run}/events")
 
     def programs(self) -> ProgramList:
         return self.http.get("/programs", ProgramList)

@@ -9,8 +9,17 @@ from typing import Any
 from primia.chassis.identity import Identity
 from primia.client.connection import Connection, wait_for
 from primia.errors import Unavailable
+from primia.learning.layout import write_state
 from primia.messages.inference import ServeRequest, Servings
-from primia.messages.registry import ModelList, ModelReport, NewModel, NodeList, VersionReport
+from primia.messages.registry import (
+    ModelList,
+    ModelReport,
+    NewModel,
+    NewNode,
+    NodeList,
+    NodeReport,
+    VersionReport,
+)
 from primia.messages.rounds import RunRequest
 from primia.messages.runs import RunDocument, RunPage, RunReport, RunSummary
 from primia.messages.studies import (
@@ -68,6 +77,16 @@ class ModelOwner(Connection):
         )
         return self.http.parse(answer, VersionReport)
 
+    def import_weights(self, model: str, file: Path) -> VersionReport:
+        """A new version with weights under torchvision's names (.pth, safetensors); the last layer
+        keeps the model's own unless it has as many classes. Needs torch."""
+        from primia.learning.models import spec_layout  # torch takes seconds to load
+        from primia.learning.pretrained import adapt, read_file
+
+        spec = self.model(model).spec
+        data = write_state(adapt(read_file(file), spec), spec_layout(spec))
+        return self.upload(model, data, parent=1)
+
     def calibrate(self, model: str, version: int, data: bytes) -> None:
         """Images for measuring the version's values (``learning.calibration.pack``)."""
         path = f"/models/{model}/versions/{version}/calibration"
@@ -75,6 +94,14 @@ class ModelOwner(Connection):
 
     def nodes(self) -> NodeList:
         return self.http.get("/nodes", NodeList)
+
+    def enrol_node(self, node: NewNode) -> NodeReport:
+        """Under the key that its operator has handed over; the same again changes nothing."""
+        return self.http.parse(self.http.post("/nodes", node), NodeReport)
+
+    def remove_node(self, name: str) -> None:
+        """Its requests are refused from now on; not while it takes part in a run."""
+        self.http.delete(f"/nodes/{name}")
 
     def start_run(self, request: RunRequest) -> RunSummary:
         return self.http.parse(self.http.post("/rounds", request), RunSummary)
