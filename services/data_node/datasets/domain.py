@@ -115,6 +115,14 @@ def misfit(kind: str, counts: Mapping[str, int], architecture: str, classes: Seq
     return f"its masks have classes up to {highest}, and the model's end at {len(classes) - 1}"
 
 
+def colour_lost(colour: int, images: int, channels: int) -> str:
+    """Why a model of so many channels does not see what these images show; empty: it does. A few
+    images in colour among grey ones are made grey; grey ones are repeated for three channels."""
+    if channels == 1 and 2 * colour > images:
+        return f"{colour} of its {images} images are in colour, and the model takes grey ones"
+    return ""
+
+
 def mismatch(counts: Mapping[str, int], classes: Iterable[str]) -> str | None:
     """How a data set's classes differ from a model's, or None."""
     wanted = set(classes)

@@ -68,6 +68,14 @@ class DatasetRequest(Message):
         return "folder" if self.path else "csv"
 
 
+class LookView(Message):
+    """Training stretches every image to one square; a grey model refuses a data set in colour."""
+
+    colour: int = Field(ge=0, description="images in colour; grey in three channels is grey")
+    smallest: tuple[int, int] = Field(description="least width and least height, in pixels")
+    largest: tuple[int, int]
+
+
 class DatasetView(Message):
     model_config = ConfigDict(
         json_schema_extra={
@@ -82,6 +90,7 @@ class DatasetView(Message):
                     "images": 1850,
                     "patients": 1212,
                     "errors": 0,
+                    "look": {"colour": 0, "smallest": [912, 672], "largest": [2090, 1858]},
                     "created": "2026-05-04T07:30:00Z",
                     "validated": "2026-05-04T07:31:10Z",
                 }
@@ -100,6 +109,7 @@ class DatasetView(Message):
     images: int
     patients: int
     errors: int = Field(description="files (or whole classes) that cannot be used")
+    look: LookView | None = Field(default=None, description="null before the validation")
     split: SplitShares | None = Field(default=None, description="null before the first run")
     created: datetime
     validated: datetime | None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import ForeignKey, String, Text, delete, select
 from sqlalchemy.exc import IntegrityError
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import Conflict, NotFound
-from primia.learning.datasets import Inspection
+from primia.learning.datasets import Inspection, Look
 from primia.learning.manifest import DatasetManifest
 from services.data_node.datasets.domain import (
     BadFiles,
@@ -30,7 +31,7 @@ MAX_TEXT = 1000
 
 class Dataset(LeaseMixin, Base):
     """``place`` and what the other two tables hold never leave this node. The two fractions are
-    there from the registration or the first run on."""
+    there from the registration or the first run on; ``look``: learning.datasets.Look."""
 
     __tablename__ = "datasets"
 
@@ -47,6 +48,7 @@ class Dataset(LeaseMixin, Base):
     patients: Mapped[int] = mapped_column(default=0)
     errors: Mapped[int] = mapped_column(default=0)
     digest: Mapped[str | None] = mapped_column(String(64))
+    look: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     validation_fraction: Mapped[float | None]
     test_fraction: Mapped[float | None]
     created: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -165,11 +167,18 @@ def listing(session: Session, state: State | None = None) -> list[Dataset]:
     return list(session.scalars(wanted))
 
 
-def accept(session: Session, row: Dataset, manifest: DatasetManifest, now: datetime) -> None:
+def accept(
+    session: Session,
+    row: Dataset,
+    manifest: DatasetManifest,
+    now: datetime,
+    look: Look | None = None,
+) -> None:
     """The validation ends well: the manifest is kept, so that training sees these files alone."""
     row.state = move(_state(row), "ready")
     row.classes = dict(manifest.counts)
     row.images, row.patients, row.digest = len(manifest), manifest.patients, manifest.digest
+    row.look = None if look is None else asdict(look)
     row.validated = now
     session.add(DatasetManifestRow(dataset=row.id, document=manifest.to_json()))
 

@@ -64,7 +64,7 @@ def _settle(ctx: Context, dataset_id: str, found: Inspection) -> None:
         if found.manifest is None or reason is not None:
             store.reject(row, reason or "It holds no usable images.", ctx.clock.now())
         else:
-            store.accept(session, row, found.manifest, ctx.clock.now())
+            store.accept(session, row, found.manifest, ctx.clock.now(), found.look)
         log.info("data set validated", dataset=row.name, state=row.state, errors=row.errors)
 
 

@@ -14,7 +14,7 @@ from primia.errors import Conflict
 from primia.learning.spec import task_of as task_of_model
 from primia.messages.rounds import Decision, NodeCard, Proposal, unfit_for_masks
 from services.data_node.datasets import store as datasets
-from services.data_node.datasets.domain import Split, misfit, task_of
+from services.data_node.datasets.domain import Split, colour_lost, misfit, task_of
 from services.data_node.datasets.store import Dataset
 from services.data_node.programs import store as programs
 from services.data_node.training import budget, domain, figures, store
@@ -138,7 +138,9 @@ def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None,
 
 def _misfit(row: Dataset, proposal: Proposal) -> str:
     card = proposal.model
-    return misfit(row.kind, row.classes, card.architecture, card.classes)
+    found = misfit(row.kind, row.classes, card.architecture, card.classes)
+    colour = row.look["colour"] if row.look else 0
+    return found or colour_lost(colour, row.images, card.channels)
 
 
 def _decide(

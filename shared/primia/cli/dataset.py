@@ -111,6 +111,10 @@ def _table(found: dict[str, Any], problems: list[dict[str, Any]]) -> Any:
         ("patients", found["patients"]),
         *((f"class {label}", count) for label, count in found["classes"].items()),
     ]
+    if found.get("look"):
+        look = found["look"]
+        small, large = (" x ".join(map(str, look[each])) for each in ("smallest", "largest"))
+        lines += [("in colour", look["colour"]), ("pixels", f"{small} to {large}")]
     if found["split"]:
         lines.append(("split", "{validation:g} validation, {test:g} test".format(**found["split"])))
     if found["reason"]:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -64,12 +64,35 @@ class Listing:
     problems: tuple[Problem, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How many images are in colour, and the least and largest (width, height), each by itself."""
+
+    colour: int = 0
+    smallest: tuple[int, int] = (0, 0)
+    largest: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, seen: Sequence[tuple[bool, tuple[int, int]]]) -> Look:
+        """Of (whether it is in colour, its size) each."""
+        if not seen:
+            return cls()
+        widths, heights = zip(*(size for _, size in seen), strict=True)
+        return cls(
+            sum(colour for colour, _ in seen),
+            (min(widths), min(heights)),
+            (max(widths), max(heights)),
+        )
+
+
 @dataclass(frozen=True)
 class Inspection:
-    """The sound images (None where they make no data set) and all that is wrong."""
+    """The sound images (None where they make no data set), all that is wrong, and what the images
+    are like."""
 
     manifest: DatasetManifest | None
     problems: tuple[Problem, ...]
+    look: Look = Look()
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -141,13 +164,23 @@ def scan_csv(file: Path, root: Path | None = None, patient_pattern: str | None =
     return Listing(root, tuple(candidates), tuple(problems))
 
 
-def validate(listing: Listing) -> Iterator[Entry | Problem]:
-    """File by file, in the listing's order: an Entry for a sound image, else its Problem."""
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """An image that can be used, whether it is in colour, and its (width, height)."""
+
+    entry: Entry
+    colour: bool
+    size: tuple[int, int]
+
+
+def validate(listing: Listing) -> Iterator[Sound | Problem]:
+    """File by file, in the listing's order."""
     first: dict[str, Candidate] = {}
     for candidate in listing.candidates:
         try:
             data = images.read_bytes(safe_path(listing.root, candidate.path))
-            images.decode(data, images.MIN_SIDE, 1, candidate.path)
+            pixels = images.decode(data, images.MIN_SIDE, 3, candidate.path)
+            size = images.original_size(data, candidate.path)
         except images.ImageRejected as error:
             yield Problem(candidate.path, error.reason)
             continue
@@ -157,7 +190,9 @@ def validate(listing: Listing) -> Iterator[Entry | Problem]:
         digest = hashlib.sha256(data).hexdigest()
         earlier = first.setdefault(digest, candidate)
         if earlier is candidate:
-            yield Entry(candidate.path, candidate.label, patient_in(candidate, data), digest)
+            patient = patient_in(candidate, data)
+            entry = Entry(candidate.path, candidate.label, patient, digest)
+            yield Sound(entry, images.is_colour(pixels), size)
         else:
             yield _duplicate(candidate, earlier)
 
@@ -176,18 +211,20 @@ def patient_in(candidate: Candidate, data: bytes) -> str:
 
 def inspect(listing: Listing, progress: Progress | None = None) -> Inspection:
     """Every file read and checked. A data set is fit for use if there are no errors."""
-    entries: list[Entry] = []
+    sound: list[Sound] = []
     problems = list(listing.problems)
     for done, found in enumerate(validate(listing), start=1):
-        if isinstance(found, Entry):
-            entries.append(found)
+        if isinstance(found, Sound):
+            sound.append(found)
         else:
             problems.append(found)
         if progress:
             progress(done, len(listing.candidates))
+    entries = [each.entry for each in sound]
     whole = list(_whole(listing, entries))
     manifest = None if whole else DatasetManifest.of(entries)
-    return Inspection(manifest, tuple(problems + whole))
+    look = Look.of([(each.colour, each.size) for each in sound])
+    return Inspection(manifest, tuple(problems + whole), look)
 
 
 def _whole(listing: Listing, entries: list[Entry]) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ MAX_FILE_BYTES = 64 << 20
 # The largest digital radiographs have some 20 million pixels.
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 16
+GREY_TOLERANCE = 8  # levels of 255
 
 # What Pillow's decoders raise on damaged files.
 DAMAGED = (
@@ -103,6 +104,12 @@ def decode(data: bytes, size: int, channels: int, name: str = "image") -> Pixels
         raise ImageRejected(name, "takes too much memory to decode") from None
     except DAMAGED as error:
         raise ImageRejected(name, f"is damaged or cut short ({type(error).__name__})") from None
+
+
+def is_colour(pixels: Pixels) -> bool:
+    """Whether uint8 (3, size, size) is more than grey kept in three channels, as many radiographs
+    are: compression alone moves the channels apart by a few levels."""
+    return bool(np.ptp(pixels, axis=0).max() > GREY_TOLERANCE)
 
 
 def is_dicom(data: bytes) -> bool:

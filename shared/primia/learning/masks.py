@@ -24,6 +24,7 @@ from primia.learning.datasets import (
     MAX_FILES,
     Candidate,
     Inspection,
+    Look,
     Problem,
     Progress,
     check_folder,
@@ -103,18 +104,20 @@ def _check_number(pairs: list[Pair]) -> None:
 def inspect(listing: Listing, progress: Progress | None = None) -> Inspection:
     """Every image and mask read and checked. A data set is fit for use if there are no errors."""
     entries: list[Entry] = []
+    seen: list[tuple[bool, tuple[int, int]]] = []
     problems = list(listing.problems)
     binary: set[bool] = set()
     first: dict[str, Entry] = {}
     for done, pair in enumerate(listing.pairs, start=1):
         try:
-            entry, kind = _checked(listing.root, pair)
+            entry, kind, look = _checked(listing.root, pair)
         except _Wrong as error:
             problems.append(Problem(printable(error.path), error.reason))
         else:
             earlier = first.setdefault(entry.sha256, entry)
             if earlier is entry:
                 entries.append(entry)
+                seen.append(look)
                 binary |= kind
             else:
                 problems.append(_duplicate(entry, earlier))
@@ -123,7 +126,7 @@ def inspect(listing: Listing, progress: Progress | None = None) -> Inspection:
     whole = list(_whole(entries, binary))
     numbers = [str(n) for n in range(1 + max((int(e.label) for e in entries), default=0))]
     manifest = None if whole else DatasetManifest.of(entries, numbers)
-    return Inspection(manifest, tuple(problems + whole))
+    return Inspection(manifest, tuple(problems + whole), Look.of(seen))
 
 
 def _whole(entries: list[Entry], binary: set[bool]) -> Iterator[Problem]:
@@ -147,13 +150,13 @@ class _Wrong(Exception):  # never leaves this module
         self.path, self.reason = path, reason
 
 
-def _checked(root: Path, pair: Pair) -> tuple[Entry, set[bool]]:
-    """The entry, and how its classes are written: {True} with 255, {False} with numbers above 1,
-    else nothing is said. Raises _Wrong."""
+def _checked(root: Path, pair: Pair) -> tuple[Entry, set[bool], tuple[bool, tuple[int, int]]]:
+    """The entry; how its classes are written: {True} with 255, {False} with numbers above 1, else
+    nothing is said; whether the image is in colour, and its size. Raises _Wrong."""
     path = pair.image.path
     data = _bytes(root, path)
     try:
-        images.decode(data, images.MIN_SIDE, 1, path)
+        colour = images.is_colour(images.decode(data, images.MIN_SIDE, 3, path))
         size = images.original_size(data, path)
     except images.ImageRejected as error:
         raise _Wrong(path, error.reason) from None
@@ -174,7 +177,8 @@ def _checked(root: Path, pair: Pair) -> tuple[Entry, set[bool]]:
     label = "1" if highest == _BINARY else str(highest)
     image_hash, mask_hash = (hashlib.sha256(each).hexdigest() for each in (data, mask))
     patient = patient_in(pair.image, data)
-    return Entry(path, label, patient, image_hash, pair.mask, mask_hash), kind
+    entry = Entry(path, label, patient, image_hash, pair.mask, mask_hash)
+    return entry, kind, (colour, size)
 
 
 def _bytes(root: Path, path: str) -> bytes:

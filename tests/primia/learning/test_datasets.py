@@ -6,8 +6,7 @@ import pytest
 
 from primia.errors import InvalidInput
 from primia.learning import datasets
-from primia.learning.datasets import inspect, safe_path, scan_csv, scan_folder, validate
-from primia.learning.manifest import Entry
+from primia.learning.datasets import Sound, inspect, safe_path, scan_csv, scan_folder, validate
 
 Draw = Callable[[Path, int], Path]
 
@@ -239,4 +238,4 @@ def test_validate_yields_one_answer_a_file(folder: Path) -> None:
     (folder / "viral" / "person1_virus_1.png").write_bytes(b"")
     found = list(validate(scan_folder(folder)))
     assert len(found) == 6
-    assert sum(isinstance(one, Entry) for one in found) == 5
+    assert sum(isinstance(one, Sound) for one in found) == 5

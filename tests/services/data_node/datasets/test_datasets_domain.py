@@ -7,11 +7,25 @@ import pytest
 from primia.errors import Conflict, Forbidden, InvalidInput
 from primia.learning.datasets import Inspection, Problem
 from primia.learning.manifest import DatasetManifest, Entry
-from services.data_node.datasets.domain import TRANSITIONS, allowed_place, mismatch, move, verdict
+from services.data_node.datasets.domain import (
+    TRANSITIONS,
+    allowed_place,
+    colour_lost,
+    mismatch,
+    move,
+    verdict,
+)
 
 MANIFEST = DatasetManifest.of(
     [Entry("a/1.png", "a", "p1", "0" * 64), Entry("b/1.png", "b", "p2", "1" * 64)]
 )
+
+
+def test_colour_is_lost_on_a_grey_model_alone() -> None:
+    assert "9 of its 16 images are in colour" in colour_lost(9, 16, 1)
+    assert colour_lost(8, 16, 1) == ""  # half of them: made grey
+    assert colour_lost(16, 16, 3) == ""
+    assert colour_lost(0, 16, 3) == ""  # grey is repeated
 
 
 def test_only_listed_transitions_are_made():

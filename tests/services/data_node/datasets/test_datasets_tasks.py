@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from primia.chassis.context import Context
 from services.data_node.datasets import store, tasks
@@ -38,6 +39,18 @@ def test_a_sound_folder_becomes_ready(node: Context, images_root: Path):
     assert (row.state, row.reason, problems) == ("ready", "", [])
     assert (row.classes, row.images, row.patients) == ({"normal": 3, "viral": 3}, 6, 6)
     assert row.validated is not None
+
+
+def test_what_the_images_are_like_is_recorded(lite_node: Context, images_root: Path):
+    """Grey that is stored in three channels is grey."""
+    root = draw(images_root / "chest", 3, seed=1)
+    first, second, third, *_ = sorted((root / "normal").iterdir())
+    with Image.open(first) as image:
+        image.convert("RGB").save(second.with_suffix(".jpg"), quality=60)
+    Image.new("RGB", (40, 64), (200, 0, 40)).save(third)
+    second.unlink()
+    row, _ = validated(lite_node, root)
+    assert row.look == {"colour": 1, "smallest": [32, 32], "largest": [40, 64]}
 
 
 def test_a_file_that_is_no_image_rejects_and_is_named(lite_node: Context, images_root: Path):

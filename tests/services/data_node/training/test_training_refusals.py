@@ -452,6 +452,16 @@ def test_an_owner_cannot_leave_rows_without_end(federation, monkeypatch):
     assert [row is not None for row in taken] == [True, True, False, False]
 
 
+def test_a_data_set_in_colour_is_refused_for_a_grey_model_with_the_reason(federation):
+    grid = federation(NAMES[:1], secure=False, rounds=1)
+    with grid.nodes[0].db.session() as session:
+        datasets.find(session, "chest").look = {"colour": 9, "smallest": [1, 1], "largest": [1, 1]}
+    turn(grid.nodes[0])
+    found = decision(grid)
+    assert not found.accepted
+    assert "9 of its 16 images are in colour" in found.reason
+
+
 def test_local_stopping_without_validation_images_is_refused_with_the_reason(federation):
     """One patient a class leaves none to validate on: the site would never stop."""
     training = {"batch_size": 2, "local_stopping": {"patience": 1}}
