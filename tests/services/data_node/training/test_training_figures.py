@@ -260,6 +260,7 @@ def test_a_site_refuses_to_be_counted_on_for_more_than_it_offered():
     for summed, decision in (({"a": 2}, offer), ({"a": 3}, Decision(accepted=True))):
         with pytest.raises(UnexpectedMessage, match="not as a offered"):
             figures.check_agreed(decision, item.model_copy(update={"summed": summed}), "a")
-    evaluate = Evaluate(**item.model_dump(exclude={"kind", "done"}), counted={"a": 3})
+    shared = item.model_dump(exclude={"kind", "done", "uncounted"})
+    evaluate = Evaluate(**shared, counted={"a": 3})
     with pytest.raises(UnexpectedMessage, match="counts of predictions"):
         figures.check_agreed(offer, evaluate, "a")
