@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import inference_limit, inference_plots, inference_sweep
+from benchmarks import inference_limit, inference_plots, inference_scaling, inference_sweep
 from benchmarks.bed import groups, models
 from benchmarks.bed.encrypted import Answer, infer, wait_kept
 from benchmarks.bed.report import Report, end_on_signal
@@ -33,7 +33,6 @@ from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import DEALER, OWNER
 from primia.learning.images import normalise
 from primia.learning.spec import ModelSpec
-from primia.messages.inference import MAX_BATCH
 
 PAIR = (OWNER, NODE)
 GROUPS = {
@@ -45,7 +44,7 @@ GROUPS = {
     "agreement": "labels and logits against the plain model",
     "breakdown": "one inference at --breakdown-delay one way, step by step",
     "batch": "1 to 64 images in one session",
-    "sides": "images of 32 (the least that ResNet-18 takes) to 512 pixels a side",
+    "sides": "images of 32 to 512 pixels a side by ResNet-18, of 28 to 256 by LeNet-5",
     "limit": "AES blocks, bytes and operations over what this machine does of each",
     "crypten": "CrypTen 0.4.1 as shipped on the same networks",
     "sweep": "0 to 200 ms, 10 Mbit/s to 10 Gbit/s: fss, SecureNN, CrypTen; for the plots",
@@ -119,7 +118,9 @@ def _loopback(bench: Bench) -> None:
     between = [(cost.online_bytes + cost.offline_bytes) / 1e6 for cost in costs]
     add("bytes between the parties online", "MB", [c.online_bytes / 1e6 for c in costs], 40)
     bench.figure("loopback", "the same with the offline message", "MB", between)
-    add("material a party, exact", "GB", [c.material_bytes / 1e9 for c in costs], 0.75)
+    add("material of the data node, exact", "GB", [c.material_bytes / 1e9 for c in costs], 0.75)
+    halves = [half / 1e9 for half in found.owners_halves(len(costs))]
+    add("material of the model owner, exact", "GB", halves, 0.75)
     parties = max(peaks[OWNER], peaks[NODE])
     add("peak memory of a party", "GB", [parties / 1e9], 2, "its API and worker")
     add("peak memory of the dealer", "GB", [peaks[DEALER] / 1e9], 1, "its API and worker")
@@ -206,8 +207,13 @@ def _calibrated(bench: Bench) -> None:
     answers = bench.times(found, accuracy="calibrated")
     costs = [answer.cost for answer in answers]
     most = 0.25 if bench.given.size == 224 else None
-    material = [cost.material_bytes / 1e9 for cost in costs]
-    bench.figure("calibrated", "material a party", "GB", material, at_most=most)
+    material = {
+        NODE: [cost.material_bytes / 1e9 for cost in costs],
+        OWNER: [half / 1e9 for half in found.owners_halves(len(costs))],
+    }
+    for party, name in ((NODE, "data node"), (OWNER, "model owner")):
+        title = f"material of the {name}"
+        bench.figure("calibrated", title, "GB", material[party], at_most=most)
     bench.figure("calibrated", "online", "s", [cost.online_seconds for cost in costs])
 
 
@@ -370,51 +376,6 @@ def _sweep(bench: Bench) -> None:
     inference_sweep.sweep(bench, _apart)
 
 
-def _batch(bench: Bench) -> None:
-    """At 64 pixels a side: 64 images of 224 would need 36 GB of material."""
-    spec, found = bench.spec_of(64), bench.loopback
-    bench.serve(found, "batches", spec, models.untrained(spec, bench.pictures))
-    infer(found.node(NODE), bench.files[:1], "batches", 2)
-    series = []
-    for batch in (1, 2, 4, 8, 16, 32, 64):
-        if batch > MAX_BATCH or bench.left() < 30:
-            reason = "the budget is used up" if batch <= MAX_BATCH else f"at most {MAX_BATCH} a job"
-            bench.missing("batch", f"{batch} images", reason)
-            continue
-        files = (bench.files * 64)[:batch]
-        answers = [
-            infer(found.node(NODE), files, "batches", 2)
-            for _ in range(min(3 if batch < 16 else 1, bench.given.repeats))
-        ]
-        online = [answer.cost.online_seconds / batch for answer in answers]
-        bench.figure("batch", f"online an image, {batch} images of 64", "s", online)
-        everything = [answer.job_seconds / batch for answer in answers]
-        bench.figure("batch", f"everything an image, {batch} images of 64", "s", everything)
-        series.append([batch, float(np.median(online)), float(np.median(everything))])
-        bench.report.keep("batch", series)
-
-
-def _sides(bench: Bench) -> None:
-    series = []
-    for side in (32, 64, 128, 224, 384, 512):  # ResNet-18 takes 32 and more
-        if bench.left() < 30 + (side / 224) ** 2 * 40:
-            bench.missing("sides", f"{side} pixels", "the budget is used up")
-            continue
-        spec, found = bench.spec_of(side), bench.loopback
-        bench.serve(found, f"side-{side}", spec, models.untrained(spec, bench.pictures))
-        answers = [
-            infer(found.node(NODE), bench.files[:1], f"side-{side}", 2)
-            for _ in range(min(3 if side < 384 else 1, bench.given.repeats) + 1)
-        ][1:]
-        online = [answer.cost.online_seconds for answer in answers]
-        bench.figure("sides", f"online, {side} pixels a side", "s", online)
-        jobs = [answer.job_seconds for answer in answers]
-        bench.figure("sides", f"everything, {side} pixels a side", "s", jobs)
-        material = answers[0].cost.material_bytes
-        series.append([side, float(np.median(online)), float(np.median(jobs)), material])
-        bench.report.keep("sides", series)
-
-
 _RUN: Mapping[str, Callable[[Bench], None]] = {
     "loopback": _loopback,
     "stocked": _stocked,
@@ -423,8 +384,8 @@ _RUN: Mapping[str, Callable[[Bench], None]] = {
     "securenn": _securenn,
     "agreement": _agreement,
     "breakdown": _breakdown,
-    "batch": _batch,
-    "sides": _sides,
+    "batch": inference_scaling.batches,
+    "sides": inference_scaling.sides,
     "limit": inference_limit.limit,
     "crypten": _crypten,
     "sweep": _sweep,

@@ -25,9 +25,17 @@ def draw(path: Path) -> list[Path]:
         made.append(_lines("delay", delays, series, "one-way delay (ms)", "linear"))
     if any(len(points) > 1 for points in rates.values()):
         made.append(_lines("rate", rates, series, "rate between the parties (Mbit/s)", "log"))
-    for name, label in (("batch", "images in a session"), ("sides", "pixels a side")):
-        if len(series.get(name, [])) > 1:
-            made.append(_scaling(name, series[name], label))
+    batches = {"ResNet-18": series.get("batch", [])}
+    sides = {
+        "ResNet-18": series.get("sides_resnet18", []),
+        "LeNet-5": series.get("sides_lenet", []),
+    }
+    for name, models, label in (
+        ("batch", batches, "images in a session"),
+        ("sides", sides, "pixels a side"),
+    ):
+        if any(len(rows) > 1 for rows in models.values()):
+            made.append(_scaling(name, models, label))
     if "breakdown" in series:
         made.append(_breakdown(series["breakdown"]))
     return made
@@ -39,13 +47,18 @@ def _systems(document: dict[str, Any]) -> tuple[dict[str, list[Row]], dict[str, 
     measured = {"fss": _ours(document) + series.get("sweep", [])}
     measured["SecureNN"] = series.get("securenn", []) + series.get("sweep_securenn", [])
     measured["CrypTen"] = [row[:3] for row in series.get("crypten", [])]
-    delays = {
-        system: sorted([row[0], row[2]] for row in rows if not row[1])
+    # One figure a place: the sweep's, measured on the same hosts as its others.
+    once = {
+        system: {(row[0], row[1]): row[2] for row in rows}.items()
         for system, rows in measured.items()
     }
+    delays = {
+        system: sorted([delay, value] for (delay, rate), value in rows if not rate)
+        for system, rows in once.items()
+    }
     rates = {
-        system: sorted([row[1], row[2]] for row in rows if row[1])
-        for system, rows in measured.items()
+        system: sorted([rate, value] for (_, rate), value in rows if rate)
+        for system, rows in once.items()
     }
     return delays, rates
 
@@ -90,14 +103,20 @@ def _computed(series: dict[str, Any], system: str, measured: list[Row], *, rate:
     return sorted([*places, *measured]) if places else []
 
 
-def _scaling(name: str, rows: list[Row], label: str) -> Path:
+def _scaling(name: str, models: dict[str, list[Row]], label: str) -> Path:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    places = [row[0] for row in rows]
     each = " an image" if name == "batch" else ""
-    axes.plot(places, [row[1] for row in rows], "o-", label=f"online{each}")
-    axes.plot(places, [row[2] for row in rows], "s--", label=f"everything{each}")
+    for colour, (model, rows) in zip(("C0", "C1"), models.items(), strict=False):
+        if not rows:
+            continue
+        places = [row[0] for row in rows]
+        for at, style, part in ((1, "o-", "online"), (2, "s--", "everything")):
+            values, told = [row[at] for row in rows], f"{model}, {part}{each}"
+            axes.plot(places, values, style, color=colour, label=told)
     axes.set(xlabel=label, ylabel="seconds", xscale="log", yscale="log")
+    places = sorted({row[0] for rows in models.values() for row in rows})
     axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return _save(figure, f"inference-{name}")

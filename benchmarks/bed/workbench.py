@@ -19,7 +19,7 @@ from benchmarks.bed.services import Bed, bed
 from benchmarks.peers.environment import PeerMissing
 from primia.grid.layout import DEALER, OWNER
 from primia.learning.calibration import pack
-from primia.learning.spec import MAX_CLASSES, ModelSpec
+from primia.learning.spec import MAX_CLASSES, ArchitectureName, ModelSpec
 from primia.messages.inference import MAX_BATCH, Accuracy, ServeRequest
 
 NODE = "hospital-a"
@@ -53,10 +53,10 @@ class Bench:
     def spec(self) -> ModelSpec:
         return self.spec_of(self.given.size)
 
-    def spec_of(self, size: int) -> ModelSpec:
+    def spec_of(self, size: int, architecture: ArchitectureName = "resnet18") -> ModelSpec:
         classes = min(self.given.classes, MAX_CLASSES)
         names = tuple(f"class-{number:04}" for number in range(classes))
-        return ModelSpec(classes=names, channels=3, image_size=size)
+        return ModelSpec(architecture=architecture, classes=names, channels=3, image_size=size)
 
     @cached_property
     def module(self) -> torch.nn.Module:

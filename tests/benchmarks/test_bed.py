@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import time
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import inference, inference_parts
+from benchmarks import inference, inference_parts, inference_plots
 from benchmarks import kernels as kernel_speeds
 from benchmarks.bed.link import _Switch
 from benchmarks.bed.report import Figure, choose
-from benchmarks.inference_plots import _computed
+from benchmarks.inference_plots import _computed, _systems
 from benchmarks.inference_sweep import Counted, crypten_counted
 from benchmarks.peers.crypten import folded
 from primia.mpc.material import PARTS, part_size
@@ -106,6 +107,31 @@ def test_the_plots_tell_computed_rows_from_measured_ones():
     assert _computed(series, "CrypTen", measured, rate=False) == [[0.0, 38.0], [200.0, 93.0]]
     assert _computed(series, "CrypTen", [], rate=True) == [[10.0, 3240.0]]
     assert _computed(series, "SecureNN", measured, rate=False) == []
+
+
+def test_the_plots_have_one_figure_a_place():
+    """The sweep's, where the line without delay was measured on loopback as well."""
+    figures = [
+        {"group": "loopback", "name": "online, exact", "value": 0.5},
+        {"group": "delay", "name": "online, 10 ms one way", "value": 1.0},
+        {"group": "delay", "name": "online, 100 Mbit/s", "value": 3.0},
+    ]
+    series = {"sweep": [[0.0, 0.0, 0.7], [25.0, 0.0, 1.5]], "securenn": [[0.0, 0.0, 6.0]]}
+    delays, rates = _systems({"figures": figures, "series": series})
+    assert delays["fss"] == [[0, 0.7], [10, 1.0], [25.0, 1.5]]
+    assert rates["fss"] == [[100, 3.0]]
+    assert delays["SecureNN"] == [[0.0, 6.0]]
+
+
+def test_plots_are_drawn_of_whatever_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_plots, "RESULTS", tmp_path)
+    rows = [[28, 0.1, 0.3, 10**6], [64, 0.2, 0.5, 10**7]]
+    document = {"figures": [], "series": {"sides_lenet": rows, "sweep": [[0, 0, 1], [25, 0, 2]]}}
+    file = tmp_path / "inference.json"
+    file.write_text(json.dumps(document))
+    drawn = inference_plots.draw(file)
+    assert {path.name for path in drawn} == {"inference-delay.png", "inference-sides.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
 def test_every_group_of_the_inference_benchmark_has_its_code():
