@@ -16,14 +16,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from primia.client import DataNode, ModelOwner
+from primia.errors import PeerRefused
 from primia.grid import layout, processes
-from primia.messages.inference import InferenceStatus, ServeRequest
+from primia.learning.calibration import probes
+from primia.learning.models import create_model
+from primia.messages.inference import InferenceStatus, Protocol, ServeRequest
 from primia.messages.registry import NewModel
-from tests.support.faults import OFFLINE, Call, Crowd, Proxy, Routed, passed_on
+from primia.mpc.compile import compile_model
+from primia.mpc.securenn.layout import steps
+from tests.support.faults import (
+    OFFLINE,
+    OWNERS_DEALER,
+    Call,
+    Crowd,
+    Paused,
+    Proxy,
+    Routed,
+    passed_on,
+)
 from tests.support.grid import CLASSES, SIDE, draw_images
+from tests.support.securenn import Session
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -39,9 +55,11 @@ _ROOM = {
     layout.OWNER: {
         "PRIMIA_MAX_SESSIONS": "64",
         "PRIMIA_MAX_SESSIONS_A_NODE": "64",
+        "PRIMIA_MAX_STREAMS": "16",
+        "PRIMIA_CONCURRENCY": "8",
         "PRIMIA_SESSION_IDLE_SECONDS": "45",
     },
-    layout.DEALER: {"PRIMIA_MAX_OPEN_DEALS": "64"},
+    layout.DEALER: {"PRIMIA_MAX_OPEN_DEALS": "64", "PRIMIA_MAX_ASSISTANCES": "16"},
     NODE: {"PRIMIA_CONCURRENCY": "32"},
 }
 
@@ -61,8 +79,8 @@ class Stage:
     def proxies(self) -> dict[str, Proxy]:
         return self.grid.proxies
 
-    def start(self) -> str:
-        return self.node.infer([self.image], MODEL, result="label").id
+    def start(self, protocol: Protocol = "fss") -> str:
+        return self.node.infer([self.image], MODEL, result="label", protocol=protocol).id
 
     def ended(self, job: str, seconds: float = 120) -> InferenceStatus:
         wait_until(lambda: self.node.inference(job).state in ENDED, seconds, f"the end of {job}")
@@ -105,11 +123,12 @@ class Stage:
                 found |= {row[0] for row in database.execute(query)}
         return frozenset(found)
 
-    def let_leases_run_out(self) -> None:
+    def let_leases_run_out(self, member: str = NODE) -> None:
         """The lease of a dead worker lasts for half a minute, which nobody wants to wait for."""
-        with closing(self._database(NODE)) as database, database:
+        table = {NODE: "inferences", layout.OWNER: "sessions"}[member]
+        with closing(self._database(member)) as database, database:
             past = datetime.now(UTC).replace(tzinfo=None, year=2020).isoformat(" ")
-            database.execute("UPDATE inferences SET lease_until = ?", (past,))
+            database.execute(f"UPDATE {table} SET lease_until = ?", (past,))
 
     def _database(self, member: str) -> sqlite3.Connection:
         return sqlite3.connect(self.grid.root / member / "database.sqlite", timeout=30)
@@ -125,6 +144,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     whole = layout.create(tmp_path_factory.mktemp("faults") / "grid")
     chosen = tuple(whole.member(name) for name in (layout.DEALER, layout.OWNER, NODE))
     proxies = {name: Proxy(whole.member(name).url) for name in (layout.DEALER, layout.OWNER)}
+    proxies[OWNERS_DEALER] = Proxy(whole.member(layout.DEALER).url)
     grid = Routed(whole.root, chosen, proxies, _ROOM)
     images = grid.home(grid.member(NODE)) / "images" / "set"
     draw_images(images, 0, each=1)
@@ -149,9 +169,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             proxy.close()
 
 
-def register(stage: Stage) -> None:
+def new_model() -> NewModel:
     spec = {"architecture": "lenet", "classes": CLASSES, "image_size": SIDE, "seed": 4}
-    stage.owner.create_model(NewModel.model_validate({"name": MODEL, **spec}))
+    return NewModel.model_validate({"name": MODEL, **spec})
+
+
+def register(stage: Stage) -> None:
+    stage.owner.create_model(new_model())
     stage.owner.wait_version(MODEL, 1)
     serve(stage)
 
@@ -167,7 +191,7 @@ def undisturbed(stage: Stage) -> Iterator[None]:
     stage.before = stage.open_ends()
     yield
     for proxy in stage.proxies.values():
-        proxy.rule = passed_on
+        proxy.rule, proxy.said = passed_on, iter
     processes.up(stage.grid)
 
 
@@ -232,16 +256,109 @@ DEALS = [
 ]
 
 
-def test_the_dealer_dies_at_every_message_to_it(stage: Stage):
+@pytest.mark.parametrize(
+    ("line", "victim", "part"),
+    [
+        (layout.DEALER, layout.DEALER, "api"),
+        (OWNERS_DEALER, layout.DEALER, "api"),
+        (OWNERS_DEALER, layout.OWNER, "worker"),
+    ],
+)
+def test_a_process_dies_at_every_message_to_the_dealer(
+    stage: Stage, line: str, victim: str, part: str
+):
+    """At the data node's, then at the model owner's."""
     crowd = Crowd(dealing, DEALS)
-    stage.proxies[layout.DEALER].rule = crowd
+    stage.proxies[line].rule = crowd
     jobs = [stage.start() for _ in DEALS]
     wait_until(lambda: len(crowd.held) == len(DEALS), 60, "a deal at every message")
-    stage.kill(layout.DEALER, "api")
+    stage.kill(victim, part)
+    if part == "worker":
+        stage.let_leases_run_out(victim)
     crowd.release()
-    processes.start(stage.grid, stage.grid.member(layout.DEALER), "api")
+    processes.start(stage.grid, stage.grid.member(victim), part)
     stage.check_clean(*jobs)
     stage.check_burned()
+
+
+def test_the_nodes_api_dies_and_its_worker_goes_on(stage: Stage):
+    points: list[tuple[object, str]] = [(number, "before") for number in STEPS]
+    crowd = Crowd(Call.step, points)
+    stage.proxies[layout.OWNER].rule = crowd
+    jobs = [stage.start() for _ in points]
+    wait_until(lambda: len(crowd.held) == len(points), 60, "a session at every message")
+    stage.kill(NODE, "api")
+    crowd.release()
+    processes.up(stage.grid)
+    stage.check_right(*jobs)
+    stage.check_burned()
+
+
+def test_a_message_that_comes_after_its_session_has_ended_costs_an_attempt(stage: Stage):
+    stage.restart(layout.OWNER, "worker", PRIMIA_SESSION_IDLE_SECONDS="3")
+    try:
+        crowd = Crowd(Call.step, [(REQUESTS // 2, "before")])
+        stage.proxies[layout.OWNER].rule = crowd
+        job = stage.start()
+        wait_until(lambda: crowd.held, 60, "the message")
+        wait_until(lambda: not stage.open_ends() - stage.before, 60, "the session's end")
+        assert stage.node.inference(job).state == "running"
+        crowd.release()
+        stage.check_right(job, attempts=(2, 3))
+        stage.check_burned()
+    finally:
+        stage.restart(layout.OWNER, "worker")
+
+
+@pytest.fixture(scope="module")
+def places() -> list[int]:
+    """Of each step of the model by SecureNN: what the node has said to the owner before, bytes."""
+    given = new_model().spec()
+    model = compile_model(
+        create_model(given).eval(), given.input_shape, result="label", calibration=probes(given)
+    )
+    session = Session(model.plan, model.weights)
+    session.run(np.zeros((1, *given.input_shape), np.float32))
+    assert len(session.grid.begun) == len(list(steps(model.plan, 1)))
+    return [0, *session.grid.begun]  # at first before anything is said
+
+
+@pytest.mark.parametrize(
+    ("victim", "part"), [(layout.OWNER, "api"), (layout.DEALER, "api"), (NODE, "worker")]
+)
+def test_a_process_dies_at_every_step_of_securenn(
+    stage: Stage, places: list[int], victim: str, part: str
+):
+    paused = Paused(places)
+    stage.proxies[layout.OWNER].said = paused
+    jobs = [stage.start("securenn") for _ in places]
+    wait_until(lambda: len(paused.held) == len(places), 90, "a session at every step")
+    assert sorted(paused.held) == places
+    stage.kill(victim, part)
+    if victim == NODE:
+        stage.let_leases_run_out()
+    paused.release()
+    processes.start(stage.grid, stage.grid.member(victim), part)
+    if victim == NODE:
+        stage.check_right(*jobs, attempts=(2, 3, 4))
+    else:
+        stage.check_clean(*jobs)
+    assert all(stage.node.inference(job).protocol == "securenn" for job in jobs)
+
+
+@pytest.mark.usefixtures("served_again")
+def test_a_version_that_is_withdrawn_in_a_session_of_securenn_serves_it_to_its_end(
+    stage: Stage, places: list[int]
+):
+    paused = Paused([places[len(places) // 2]])
+    stage.proxies[layout.OWNER].said = paused
+    job = stage.start("securenn")
+    wait_until(lambda: paused.held, 60, "the middle of the session")
+    withdraw(stage)
+    with pytest.raises(PeerRefused, match=f"serves no model {MODEL}"):
+        stage.start("securenn")
+    paused.release()
+    stage.check_right(job)
 
 
 def first_asked(call: Call) -> bool:
@@ -328,6 +445,19 @@ def test_a_full_disk_fails_the_job_with_the_reason(
     status = stage.ended(stage.start())
     assert (status.state, status.attempts) == ("failed", attempts)
     assert "are free beside the reserve" in status.reason
+    stage.check_burned()
+
+
+def test_a_dealer_without_disk_space_costs_attempts_until_it_has_some(stage: Stage):
+    stage.restart(layout.DEALER, "worker", PRIMIA_MIN_FREE_BYTES=str(1 << 60))
+    try:
+        job = stage.start()
+        told = lambda: "are free beside the reserve" in stage.node.inference(job).reason  # noqa: E731
+        wait_until(told, 60, "the reason")
+        assert stage.node.inference(job).state == "running"
+    finally:
+        stage.restart(layout.DEALER, "worker")
+    stage.check_right(job, attempts=(2, 3, 4))
     stage.check_burned()
 
 

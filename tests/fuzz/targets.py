@@ -47,9 +47,22 @@ from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import ASSISTANT, CLIENT, OWNER
 from primia.prg import Seed
 from primia.sharing import Share
-from services.model_owner.inference.host import OFFLINE, SessionHost
+from services.model_owner.inference.host import SessionHost
 from services.model_owner.inference.listener import create_listener
-from tests.support.inference import DEAL, SESSION, Builder, Session, weights_for
+from tests.fuzz.routes import assistance_stream, owner_stream, public_step, start
+from tests.fuzz.session import (
+    ID,
+    IMAGE,
+    Said,
+    change_a_step,
+    check,
+    fresh_session,
+    path,
+    plan,
+    streamed,
+    transcript,
+)
+from tests.support.inference import DEAL, weights_for
 from tests.support.programs import own_program
 
 Run = Callable[[bytes], object]
@@ -57,7 +70,6 @@ Run = Callable[[bytes], object]
 # Beside 64 bytes for each byte of input: for objects of the interpreter, tables, the test client.
 MEMORY_BYTES = 24 << 20
 MEMORY_FACTOR = 64
-_ID = SESSION.hex()
 _NONSENSE = (bytes(64), b"\x01" + bytes(63), bytes([0xFF]) * 64)
 
 
@@ -67,29 +79,7 @@ class Target:
 
     run: Run
     seeds: tuple[bytes, ...]
-
-
-@cache
-def plan() -> Plan:
-    """A plan with a convolution, both kinds of gate and a label."""
-    b = Builder((1, 4, 4))
-    x = b.relu(b.max_pool(b.conv(0, 2)))
-    b.head(x, 2)
-    return b.plan(8, "label")
-
-
-def fresh_session() -> Session:
-    return Session(plan(), weights_for(plan(), 100))
-
-
-@cache
-def transcript() -> tuple[tuple[int, bytes, bytes], ...]:
-    """(number, request, answer) of every message of a sound session."""
-    session = fresh_session()
-    session.run(np.zeros((1, 1, 4, 4), np.float32))
-    offline = (OFFLINE, session.offline, session.accepted)
-    steps = zip(range(plan().requests), session.requests, session.responses, strict=True)
-    return (offline, *steps)
+    prepare: Callable[[], object] = tuple  # once and not measured: services that are started
 
 
 def _half(party: int) -> Run:
@@ -101,32 +91,17 @@ def _number(number: int) -> bytes:
 
 
 def step_endpoint(data: bytes) -> None:
-    """Two bytes choose the step, the rest is its body, sent to the session host's listener after
-    the sound messages before it. Never a server's error; the session goes on as if it had not
-    been, unless the message was the sound one."""
-    number = int.from_bytes(data[:2], "little", signed=True) % (plan().requests + 2) - 1
+    """At the session host's listener."""
     ended: list[bool] = []
     host = SessionHost(4, 60, lambda _id, finished, _reason: ended.append(finished))
-    token = host.open(_ID, fresh_session().owner)
+    headers = {SESSION_TOKEN_HEADER: host.open(ID, fresh_session().owner)}
     client = TestClient(create_listener(host, 1 << 16), raise_server_exceptions=True)
-    headers = {SESSION_TOKEN_HEADER: token}
 
-    def put(which: int, body: bytes) -> tuple[int, bytes]:
-        path = "offline" if which == OFFLINE else f"steps/{which}"
-        answer = client.put(f"/sessions/{_ID}/{path}", content=body, headers=headers)
+    def put(number: int, body: bytes) -> tuple[int, bytes]:
+        answer = client.put(f"/sessions/{ID}/{path(number)}", content=body, headers=headers)
         return answer.status_code, answer.content
 
-    sound = transcript()
-    before = [each for each in sound if each[0] < number]
-    for which, request, answer in before:
-        check(put(which, request) == (200, answer), "a sound message is answered")
-    status, _ = put(number, data[2:])
-    check(status in (200, 400, 409, 410, 413), f"status {status}")
-    if status == 200 and (number, data[2:]) not in [each[:2] for each in sound]:
-        return  # another client's right to send what it likes: the session goes its own way
-    for which, request, answer in sound[len(before) :]:
-        check(put(which, request) == (200, answer), "the session goes on")
-    check(ended == [True], "the session ends")
+    change_a_step(data, put, ended)
 
 
 def client_step(data: bytes) -> None:
@@ -134,28 +109,11 @@ def client_step(data: bytes) -> None:
     number = int.from_bytes(data[:2], "little") % plan().requests
     session = fresh_session()
     session.prepare()
-    request: bytes | None = session.client.first(np.zeros((1, 1, 4, 4), np.float32))
+    request: bytes | None = session.client.first(IMAGE)
     for at in range(number):
         assert request is not None
         request = session.client.step(session.owner.step(at, request))
     session.client.step(data[2:])
-
-
-@dataclass
-class Said:
-    """A link whose other end says these bytes, again and again, whatever it hears."""
-
-    data: bytes
-    at: int = 0
-
-    def send(self, data: object) -> None:
-        pass
-
-    def receive(self, size: int) -> memoryview:
-        whole = self.data or b"\0"
-        start = self.at % len(whole)
-        self.at += size
-        return memoryview((whole * (1 + (start + size) // len(whole)))[start : start + size])
 
 
 def _role(number: int) -> Run:
@@ -173,18 +131,13 @@ def _role(number: int) -> Run:
         elif number == CLIENT:
             client = Client(plan(), 1)
             carry(client.prepare(), links)
-            carry(client.run(np.zeros((1, 1, 4, 4), np.float32)), links)
+            carry(client.run(IMAGE), links)
         else:
             assistant = Assistant(plan(), 1, mask)
             carry(assistant.prepare(), links)
             carry(assistant.run(), links)
 
     return run
-
-
-def check(condition: bool, what: str) -> None:
-    if not condition:
-        raise AssertionError(what)
 
 
 def reader(data: bytes) -> None:
@@ -298,6 +251,11 @@ def targets() -> MappingProxyType[str, Target]:
             "client_step": Target(
                 client_step, tuple(_number(n) + body for n, body in enumerate(answers))
             ),
+            "public_step": Target(
+                public_step, tuple(_number(n + 1) + body for n, body in messages), start
+            ),
+            "owner_stream": Target(owner_stream, (streamed()[CLIENT, OWNER],), start),
+            "assistance_stream": Target(assistance_stream, (streamed()[CLIENT, ASSISTANT],), start),
             "securenn_owner": Target(_role(OWNER), _NONSENSE),
             "securenn_client": Target(_role(CLIENT), _NONSENSE),
             "securenn_assistant": Target(_role(ASSISTANT), _NONSENSE),
@@ -336,6 +294,7 @@ def targets() -> MappingProxyType[str, Target]:
 
 def attempt(target: Target, data: bytes) -> None:
     """Run it; raises whatever is a finding."""
+    target.prepare()
     tracemalloc.start()
     try:
         target.run(data)

@@ -13,6 +13,8 @@ from tests.fuzz.targets import attempt, targets
 
 # A session has to be dealt and played for each of these inputs.
 SLOW = {"step_endpoint", "client_step", "securenn_owner", "securenn_client", "securenn_assistant"}
+SLOWEST = {"public_step", "owner_stream", "assistance_stream"}  # through whole applications
+EXAMPLES = {**dict.fromkeys(SLOW, 25), **dict.fromkeys(SLOWEST, 10)}
 
 
 @pytest.mark.parametrize("name", sorted(targets()))
@@ -35,7 +37,7 @@ def test_unsound_inputs_are_refused_within_bounds(name):
     target = targets()[name]
 
     @settings(
-        max_examples=25 if name in SLOW else 150,
+        max_examples=EXAMPLES.get(name, 150),
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

@@ -8,7 +8,7 @@ import numpy as np
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.prepared import PreparedModel
 from primia.mpc.securenn.roles import Client, Owner
-from primia.mpc.securenn.wire import Receive, Send
+from primia.mpc.securenn.wire import Begin, Receive, Send
 from primia.prg import Seed
 
 
@@ -44,11 +44,13 @@ class Pipe:
 
 class Grid:
     """Runs talks side by side. ``clocks``: one-way delays until each role's present state, were
-    all computing free (a message's clock is its sender's plus one)."""
+    all computing free (a message's clock is its sender's plus one). ``begun``: bytes that P1 had
+    sent to P0 when each nonlinear step began."""
 
     def __init__(self):
         self.pipes = {(a, b): Pipe() for a in range(3) for b in range(3) if a != b}
         self.clocks = [0, 0, 0]
+        self.begun = []
 
     @property
     def bytes(self):
@@ -77,6 +79,8 @@ class Grid:
         try:
             step = talks[role].send(answer)
             while not isinstance(step, Receive):
+                if isinstance(step, Begin) and role == 1:
+                    self.begun.append(self.pipes[1, 0].size)
                 if isinstance(step, Send):
                     self.pipes[role, step.peer].put(step.data, self.clocks[role] + 1)
                 step = talks[role].send(memoryview(b""))

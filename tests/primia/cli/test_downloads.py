@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,32 +11,12 @@ from primia.errors import InvalidInput, PeerUnavailable
 
 DATA = b"weights" * 1000
 NAME = f"resnet18-{hashlib.sha256(DATA).hexdigest()[:8]}.pth"
+WRONG = "resnet18-00000000.pth"
 
 
-@pytest.fixture
-def site(monkeypatch, tmp_path):
-    """site.asked: the paths that were asked for; site.address."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    class Site(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.asked.append(self.path)
-            known = self.path.startswith("/models/")
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(DATA)))
-            self.end_headers()
-            self.wfile.write(DATA)
-
-        def log_message(self, *_):
-            pass
-
-    Site.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Site.address = f"http://127.0.0.1:{server.server_port}"
-    yield Site
-    server.shutdown()
-    server.server_close()
+@pytest.fixture(autouse=True)
+def published(site):
+    site.files = {f"/models/{name}": DATA for name in (NAME, WRONG)}
 
 
 def test_a_file_is_fetched_once(site):
@@ -51,7 +29,7 @@ def test_a_file_is_fetched_once(site):
 @pytest.mark.parametrize(
     ("path", "error", "word"),
     [
-        ("/models/resnet18-00000000.pth", InvalidInput, "hash"),
+        (f"/models/{WRONG}", InvalidInput, "hash"),
         (f"/nowhere/{NAME}", PeerUnavailable, "could not be fetched"),
     ],
 )

@@ -178,3 +178,23 @@ def test_a_stranger_gets_no_stream(grid):
     url = grid.urls[DEALER] + f"/assistances/{opened['id']}/stream"
     assert grid.http.get(url).status_code == 401
     assert grid.http.put(url, content=b"").status_code == 401
+
+
+def test_a_version_that_is_withdrawn_before_the_session_fails_the_job(grid):
+    grid[NODE].jobs.held.add("inference.run")
+    inference = grid.infer(IMAGES[0], **BY).json()["id"]
+    path = "/models/chest/versions/1/serve"
+    assert grid.call("DELETE", OWNER, path).status_code == 204
+    plan, digest = (grid.servings[0][key] for key in ("plan", "digest"))
+    wanted = {"plan": plan, "digest": digest, "assistance": "0" * 32, "batch": 1}
+    answer = grid.call("POST", OWNER, "/inference/streams", who=NODE, json=wanted)
+    assert (answer.status_code, "not served" in answer.json()["detail"]) == (409, True)
+    grid[NODE].jobs.held.clear()
+    grid[NODE].jobs.sweep()
+    status = grid.ended(inference)
+    assert (status["state"], status["attempts"]) == ("failed", 4)
+    # Told by whichever of the two is asked first after it has heard of it.
+    assert any(told in status["reason"] for told in ("served", "was withdrawn")), status
+    wait_until(lambda: idle(grid), 10, "the sessions' end")
+    grid.servings = grid.ask_serving(results=("scores", "label"))
+    assert grid.classify(IMAGES[0], **BY)[0]["attempts"] == 1
