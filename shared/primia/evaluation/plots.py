@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from numpy.typing import NDArray
 
 Points = Sequence[tuple[float, float]]
+Grey = NDArray[np.floating[Any]]
 
 
 def curves(lines: Mapping[str, Points], across: str, up: str) -> bytes:
@@ -69,6 +73,20 @@ def bars(values: Mapping[str, float], across: str) -> bytes:
     figure = Figure(figsize=(5.5, 1.2 + 0.35 * max(1, len(ordered))), layout="constrained")
     axes = figure.add_subplot(xlabel=across)
     axes.barh([name for name, _ in ordered], [value for _, value in ordered])
+    return _png(figure)
+
+
+def pictures(rows: Mapping[str, Sequence[Grey]]) -> bytes:
+    """Grey images (S, S), from 0 (black) to 1 (white), in rows with names."""
+    columns = max(1, *(len(row) for row in rows.values())) if rows else 1
+    figure = Figure(figsize=(2.4 + 0.8 * columns, 0.3 + 0.85 * len(rows)), layout="constrained")
+    cells = figure.subplots(max(1, len(rows)), columns, squeeze=False)
+    for axes in cells.flat:
+        axes.set_axis_off()
+    for (name, row), line in zip(rows.items(), cells, strict=False):
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+        for image, axes in zip(row, line, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
     return _png(figure)
 
 

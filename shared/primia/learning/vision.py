@@ -70,6 +70,16 @@ def torchmetrics_functional() -> ModuleType:
     return importlib.import_module("torchmetrics.functional.classification")
 
 
+def torchmetrics_image() -> ModuleType:
+    declare_operators()
+    return importlib.import_module("torchmetrics.image")
+
+
+def torchmetrics_functional_image() -> ModuleType:
+    declare_operators()
+    return importlib.import_module("torchmetrics.functional.image")
+
+
 def torchvision_transforms() -> ModuleType:
     """torchvision's transforms v2 as functions."""
     declare_operators()

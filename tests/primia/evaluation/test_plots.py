@@ -22,6 +22,10 @@ def test_every_plot_is_a_picture_that_depends_on_its_values() -> None:
             plots.matrix([[1, None]], ["r"], ["a", "b"], "y", "x"),
             plots.matrix([[2, None]], ["r"], ["a", "b"], "y", "x"),
         ),
+        (
+            plots.pictures({"true": [np.eye(8)], "found": [np.eye(8), np.zeros((8, 8))]}),
+            plots.pictures({"true": [np.eye(8)], "found": [np.eye(8), np.ones((8, 8))]}),
+        ),
         (plots.bars({"a": 1, "b": 2}, "x"), plots.bars({"a": 2, "b": 1}, "x")),
     ]
     for first, second in pairs:
@@ -30,7 +34,7 @@ def test_every_plot_is_a_picture_that_depends_on_its_values() -> None:
 
 
 def test_nothing_to_plot_is_an_empty_picture() -> None:
-    for png in (plots.curves({"a": []}, "x", "y"), plots.bars({}, "x")):
+    for png in (plots.curves({"a": []}, "x", "y"), plots.bars({}, "x"), plots.pictures({})):
         assert _pixels(png).size
 
 
