@@ -9,7 +9,7 @@ BENCH_OPTIONS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status test check fmt bench bench-inference bench-training bench-case-study fuzz images
+.PHONY: help setup demo up down status test check fmt bench bench-inference bench-training bench-case-study bench-inversion fuzz images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-training: setup ## time rounds of training and their peers (BENCH_OPTIONS=
 
 bench-case-study: setup ## train in every mode on your radiographs and compare (DATA=…, BENCH_OPTIONS=--help)
 	$(BIN)/python -m benchmarks.case_study $(if $(DATA),--data "$(DATA)") $(BENCH_OPTIONS)
+
+bench-inversion: setup ## attack updates by gradient inversion and compare (DATA=…, BENCH_OPTIONS=--help)
+	$(BIN)/python -m benchmarks.inversion $(if $(DATA),--data "$(DATA)") $(BENCH_OPTIONS)
 
 fuzz: setup ## fuzz every parser and the step endpoint with atheris (SECONDS=60 each)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'

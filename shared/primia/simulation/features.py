@@ -25,9 +25,6 @@ from primia.learning.vision import torchvision_models
 
 INCEPTION_SIDE = 299
 INCEPTION_FEATURES = 2048
-# ImageNet's, by which torchvision's weights expect colours to be normalised.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,9 @@ class Features:
 
 
 class _Normalised(nn.Module):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, body: nn.Module, mean: Tensor, std: Tensor, num_features: int) -> None:
         super().__init__()
         self.body, self.num_features = body, num_features
@@ -50,17 +50,19 @@ class _Normalised(nn.Module):
         return found
 
 
-class _Enlarged(nn.Module):
-    """Grey or colour images of any size for Inception-v3."""
+class _Inception(nn.Module):
+    """For grey or colour images of any size, which the network sees from -1 to 1."""
 
-    def __init__(self, body: nn.Module) -> None:
+    num_features = INCEPTION_FEATURES
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.body = body
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         size = [INCEPTION_SIDE, INCEPTION_SIDE]
         large = functional.interpolate(images, size, mode="bilinear", antialias=True)
-        found: Tensor = self.body(large.expand(-1, 3, -1, -1))
+        found: Tensor = self.network(2 * large.expand(-1, 3, -1, -1) - 1)
         return found
 
 
@@ -107,8 +109,4 @@ def inception(weights: Path) -> Features:
     network.fc = nn.Identity()
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     name = f"{INCEPTION_FEATURES} features of torchvision's Inception-v3, weights {digest}"
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    body = _Normalised(network, mean, std, INCEPTION_FEATURES)
-    whole = _Enlarged(body)
-    whole.num_features = INCEPTION_FEATURES  # type: ignore[assignment]
-    return Features(name, whole.eval())
+    return Features(name, _Inception(network).eval())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from primia.errors import InvalidInput
 from primia.learning.spec import ModelSpec
 from primia.learning.training import ImageData
+from primia.learning.vision import torchvision_models
 from primia.simulation.features import inception, trained
 from primia.simulation.likeness import Likeness, frechet_distance, likeness, pairing
 
@@ -77,6 +78,18 @@ def test_features_of_a_trained_network_say_whose_they_are() -> None:
     assert frechet_distance(dark, light, found.module) > 5 * near
     again = trained(data, spec, epochs=1).module(images)
     assert torch.equal(found.module(images), again)
+
+
+def test_weights_of_inception_give_its_features_and_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    network = torchvision_models().inception_v3(weights=None, init_weights=False)
+    save_file(network.state_dict(), file)
+    found = inception(file)
+    assert "torchvision's Inception-v3" in found.name
+    with torch.no_grad():
+        rows = found.module(pictures(2))
+    assert rows.shape == (2, found.module.num_features) == (2, 2048)
+    assert not torch.equal(rows[0], rows[1])
 
 
 def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def weighted_gradient(module: nn.Module, sizes: Sequence[int]) -> Sender:
     of_site, total = mean_gradient(module), sum(sizes)
 
     def sent(images: Tensor, labels: Tensor) -> Gradient:
-        parts = zip(images.split(list(sizes)), labels.split(list(sizes)), strict=True)
+        parts = zip(*(torch.split(each, list(sizes)) for each in (images, labels)), strict=True)
         return _sum([(len(y) / total, of_site(x, y)) for x, y in parts])
 
     return sent
@@ -56,7 +56,7 @@ def clipped_gradient(module: nn.Module, norm: float) -> Sender:
 
     def sent(images: Tensor, labels: Tensor) -> Gradient:
         found = []
-        for image, label in zip(images.split(1), labels.split(1), strict=True):
+        for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
             gradient = of_site(image, label)
             factor = (norm / length(gradient).clamp(min=1e-12)).clamp(max=1.0)
             found.append((factor / len(labels), gradient))

@@ -98,13 +98,13 @@ def test_each_image_is_clipped_by_itself() -> None:
     module, images = network(), pictures(3)
     of_site = mean_gradient(module)
     each = [of_site(images[k : k + 1], LABELS[k : k + 1]) for k in range(3)]
-    norm = sorted(float(length(one)) for one in each)[1]  # one is below it, one above
+    norm = sorted(_length(one) for one in each)[1]  # one is below it, one above
     found = clipped_gradient(module, norm)(images, LABELS)
-    factors = [min(1.0, norm / float(length(one))) / 3 for one in each]
+    factors = [min(1.0, norm / _length(one)) / 3 for one in each]
     for place, value in enumerate(found):
         expected = sum(f * one[place] for f, one in zip(factors, each, strict=True))
         assert torch.allclose(value, expected, atol=1e-6)
-    assert float(length(clipped_gradient(module, 1e-3)(images, LABELS))) <= 1e-3 + 1e-8
+    assert _length(clipped_gradient(module, 1e-3)(images, LABELS)) <= 1e-3 + 1e-8
 
 
 def test_an_image_is_found_from_its_gradient_and_unrelated_ones_are_far() -> None:
@@ -151,7 +151,7 @@ def test_more_images_in_a_sum_and_noise_are_each_worse_for_the_attacker() -> Non
     sender = weighted_gradient(module, [1, 1, 1])
     summed = invert(sender(images, LABELS), sender, shown(LABELS), search).images
     generator = torch.Generator().manual_seed(0)
-    spread = float(length(alone)) / sum(each.numel() for each in alone) ** 0.5
+    spread = _length(alone) / sum(each.numel() for each in alone) ** 0.5
     noisy = tuple(each + torch.randn(each.shape, generator=generator) * spread for each in alone)
     hidden = invert(noisy, mean_gradient(module), shown(LABELS[:1]), search).images[0]
     best = error(first, images[0])
@@ -205,6 +205,10 @@ def test_bad_input_is_refused() -> None:
         weighted_gradient(module, [2, 0])
     with pytest.raises(InvalidInput, match="clipped"):
         clipped_gradient(module, 0)
+
+
+def _length(gradient: Gradient) -> float:
+    return float(length(gradient).detach())
 
 
 def _unit(gradient: Gradient) -> Gradient:
