@@ -49,7 +49,7 @@ def test_an_attack_ends_in_pairs_of_images_and_finds_more_the_longer_it_searches
 ) -> None:
     one = next(cases(2, []))
     owner = Owner(setting.spec, setting.test, "grey")
-    short, long = (owner.attack(one, setting, 3, Search(steps)) for steps in (1, 80))
+    short, long = (owner.attack(one, setting, 3, Search(steps)) for steps in (1, 50))
     assert torch.equal(short.true, long.true)
     assert long.labels == 1
     assert 0 <= long.found.min() <= long.found.max() <= 1

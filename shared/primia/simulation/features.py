@@ -98,9 +98,10 @@ def inception(weights: Path) -> Features:
     last layer. Not the weights that published FIDs are computed with, which are TensorFlow's of
     2015. Raises InvalidInput for a file that does not fit."""
     state = read_file(weights)
-    network = torchvision_models().inception_v3(weights=None, init_weights=False)
+    with torch.device("meta"):  # no weights are drawn
+        network = torchvision_models().inception_v3(weights=None, init_weights=False)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except RuntimeError:
         raise InvalidInput(
             f"{weights.name} does not hold the weights of torchvision's Inception-v3.",

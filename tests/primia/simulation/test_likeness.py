@@ -82,7 +82,17 @@ def test_features_of_a_trained_network_say_whose_they_are() -> None:
 
 def test_weights_of_inception_give_its_features_and_its_name(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
-    network = torchvision_models().inception_v3(weights=None, init_weights=False)
+    with torch.device("meta"):
+        network = torchvision_models().inception_v3(weights=None, init_weights=False)
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_parameters()
+        elif isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.uniform_(part.weight, -0.05, 0.05, generator=generator)
+    nn.init.zeros_(network.fc.bias)
+    nn.init.zeros_(network.AuxLogits.fc.bias)
     save_file(network.state_dict(), file)
     found = inception(file)
     assert "torchvision's Inception-v3" in found.name

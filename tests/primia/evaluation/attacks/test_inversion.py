@@ -108,7 +108,7 @@ def test_each_image_is_clipped_by_itself() -> None:
 
 
 def test_an_image_is_found_from_its_gradient_and_unrelated_ones_are_far() -> None:
-    module, images, search = network(), pictures(1), Search(120)
+    module, images, search = network(), pictures(1), Search(80)
     seen = mean_gradient(module)(images, LABELS[:1])
     found = invert(seen, mean_gradient(module), shown(LABELS[:1]), search)
     unrelated = min(error(images, pictures(1, seed)) for seed in range(2, 12))
@@ -145,7 +145,7 @@ def test_of_several_starts_the_best_is_kept_and_values_stay_pixels() -> None:
 
 
 def test_more_images_in_a_sum_and_noise_are_each_worse_for_the_attacker() -> None:
-    module, images, search = network(), pictures(3), Search(120)
+    module, images, search = network(), pictures(3), Search(80)
     alone = mean_gradient(module)(images[:1], LABELS[:1])
     first = invert(alone, mean_gradient(module), shown(LABELS[:1]), search).images[0]
     sender = weighted_gradient(module, [1, 1, 1])
