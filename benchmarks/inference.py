@@ -83,7 +83,9 @@ def _arguments() -> argparse.Namespace:
         "--budget", type=float, default=2700, help="seconds; what is longer is left"
     )
     parser.add_argument("--breakdown-delay", type=float, default=10, help="one way, ms")
-    parser.add_argument("--threads", type=int, default=1, help="arithmetic threads of a task")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of a party's arithmetic; the dealer takes all cores"
+    )
     parser.add_argument("--images", type=int, default=40, help="for the agreement")
     parser.add_argument("--calibration", type=int, default=64, help="images to calibrate on")
     parser.add_argument("--train-seconds", type=float, default=60, help="for the agreement")

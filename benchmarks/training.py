@@ -1,6 +1,6 @@
 """What a round of federated training costs beside the training, and other systems' rounds.
 
-python -m benchmarks.training [--rounds 6] [--model resnet18] [--only GROUP ...]
+python -m benchmarks.training [--rounds 12] [--model resnet18] [--only GROUP ...]
 Prints a table and writes benchmarks/results/training.json. Groups: see --help.
 
 Model owner and data nodes are their own processes (API, worker, broker, database), over HTTP on one
@@ -68,7 +68,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = groups.parser(__doc__, GROUPS)
-    parser.add_argument("--rounds", type=int, default=6, help="the first is not counted")
+    parser.add_argument("--rounds", type=int, default=12, help="the first is not counted")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--values", type=int, default=11_200_000, help="of the simulated nodes")
     return parser.parse_args()

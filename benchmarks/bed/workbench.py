@@ -95,13 +95,10 @@ class Bench:
     def _bed(self, name: str, network: Network | None, **more: str) -> Bed:
         """Services that serve the model, warmed up by an inference. ``more``: settings of the data
         node."""
-        shared = {
-            "PRIMIA_THREADS": str(self.given.threads),
-            "OMP_NUM_THREADS": str(self.given.threads),
-            "PRIMIA_MAX_BATCH": str(MAX_BATCH),
-        }
-        settings = dict.fromkeys(("model_owner", "data_node", "crypto_provider"), shared)
-        settings["data_node"] = {**shared, **more}
+        batch = {"PRIMIA_MAX_BATCH": str(MAX_BATCH)}
+        threads = str(self.given.threads)
+        party = {"PRIMIA_THREADS": threads, "OMP_NUM_THREADS": threads, **batch}
+        settings = {"model_owner": party, "data_node": {**party, **more}, "crypto_provider": batch}
         with contextlib.ExitStack() as stack:  # what is no use is ended before it is tried again
             found = stack.enter_context(bed(self.folder / name, MEMBERS, network, settings))
             calibrated = network is None and "calibrated" in choose(self.given.only, self.groups)
