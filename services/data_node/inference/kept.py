@@ -118,10 +118,12 @@ def _takeable(ctx: Context, plan_id: str, batch: int) -> Select[PrefetchedDeal]:
     )
 
 
-def holds(ctx: Context, plan_id: str, batch: int) -> bool:
-    """Whether ``take`` would find a deal for this plan and batch."""
+def held(ctx: Context, plan_id: str, batch: int) -> tuple[bool, bool]:
+    """Whether ``take`` would find a deal for this plan and batch; and whether the model owner has
+    its half of it, and the offline message, too."""
     with ctx.db.reading() as session:
-        return session.scalars(_takeable(ctx, plan_id, batch)).first() is not None
+        row = session.scalars(_takeable(ctx, plan_id, batch)).first()
+    return row is not None, row is not None and row.share is not None
 
 
 def open_rows(session: Session, plan: str, batch: int) -> Sequence[PrefetchedDeal]:

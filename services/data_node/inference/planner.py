@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from primia.chassis.context import Context
 from primia.chassis.peers import PeerClient
@@ -12,10 +12,10 @@ from primia.errors import InvalidInput, MalformedMessage
 from primia.messages.inference import FixedProtocol as Protocol
 from primia.messages.inference import ServedModel, ServedPlan
 from primia.mpc import costs
-from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
+from primia.mpc.costs import AtHand, Link, Network, fss_seconds, securenn_seconds
 from primia.mpc.plan import Plan
-from services.data_node.inference import kept
-from services.data_node.inference.served import dealer, owner, public_plan
+from services.data_node.inference import kept, store
+from services.data_node.inference.served import dealer, has_opening, owner, public_plan
 
 _CACHE = "inference.network"
 _KEEP_SECONDS = 60.0
@@ -36,20 +36,31 @@ class Choice:
 
 @dataclass(frozen=True)
 class Offer:
-    """A served plan, and whether a deal for it and the batch lies at this node already."""
+    """A served plan, and what lies ready for it and the batch, protocol by protocol."""
 
     served: ServedPlan
     plan: Plan
-    held: bool = False
+    fss: AtHand = field(default_factory=AtHand)
+    securenn: AtHand = field(default_factory=AtHand)
 
 
 def decide(ctx: Context, model: ServedModel, plans: Sequence[ServedPlan], batch: int) -> Choice:
     """``plans``: of this version and of one result; any of them may be chosen."""
-    offers = [
-        Offer(each, public_plan(ctx, model, each), kept.holds(ctx, each.plan, batch))
-        for each in plans
-    ]
+    offers = [offer(ctx, model, each, batch) for each in plans]
     return fastest(model, offers, batch, measured(ctx))
+
+
+def offer(ctx: Context, model: ServedModel, each: ServedPlan, batch: int) -> Offer:
+    own, both = kept.held(ctx, each.plan, batch)
+    with ctx.db.reading() as session:
+        streamed = store.streamed_before(session, model.card, each)
+    return Offer(
+        each,
+        public_plan(ctx, model, each),
+        AtHand(has_opening(ctx, each), own, both),
+        # SecureNN's E lies in a worker's memory, which nobody can ask.
+        AtHand(opening=streamed),
+    )
 
 
 def check_memory(ctx: Context, choice: Choice, batch: int) -> None:
@@ -69,12 +80,12 @@ def check_memory(ctx: Context, choice: Choice, batch: int) -> None:
 def fastest(model: ServedModel, offers: Sequence[Offer], batch: int, network: Network) -> Choice:
     """The least expected time; the first of equals. SecureNN compares whole values: exact alone."""
     found: list[Choice] = []
-    for offer in offers:
-        seconds = fss_seconds(offer.plan, batch, network, kept=offer.held)
-        found.append(Choice(model, offer.served, "fss", seconds))
-        if offer.served.accuracy == "exact":
-            seconds = securenn_seconds(offer.plan, batch, network)
-            found.append(Choice(model, offer.served, "securenn", seconds))
+    for each in offers:
+        seconds = fss_seconds(each.plan, batch, network, each.fss)
+        found.append(Choice(model, each.served, "fss", seconds))
+        if each.served.accuracy == "exact":
+            seconds = securenn_seconds(each.plan, batch, network, each.securenn)
+            found.append(Choice(model, each.served, "securenn", seconds))
     found.sort(key=lambda choice: choice.seconds)
     return replace(found[0], why=_why(found, network))
 

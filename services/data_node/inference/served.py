@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 from primia.chassis.context import Context
 from primia.chassis.files import replace_durably
@@ -99,13 +100,22 @@ def public_plan(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Plan:
     return plan
 
 
+def has_opening(ctx: Context, wanted: ServedPlan) -> bool:
+    """Whether ``prepared`` would find the opening on the disk."""
+    return _opening_path(ctx, wanted).exists()
+
+
+def _opening_path(ctx: Context, wanted: ServedPlan) -> Path:
+    return ctx.files.path(FOLDER, f"{wanted.plan}.{wanted.opening_sha256[:16]}")
+
+
 def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
     base = _base(model)
     plan, read = _read_plan(ctx, model, wanted)
     size = opening_size(plan)
     if wanted.opening_bytes != size:
         raise MalformedMessage("The opening has another size than the plan says.")
-    path = ctx.files.path(FOLDER, f"{wanted.plan}.{wanted.opening_sha256[:16]}")
+    path = _opening_path(ctx, wanted)
     fetched = 0
     if not path.exists():
         ctx.files.require(size)

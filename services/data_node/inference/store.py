@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import NotFound
+from primia.messages.common import ModelCard
 from primia.messages.inference import (
     Cost,
     FixedProtocol,
@@ -119,6 +120,19 @@ def find(session: Session, inference_id: str, *, lock: bool = False) -> Inferenc
 def newest(session: Session, limit: int) -> Sequence[Inference]:
     query = select(Inference).order_by(Inference.created.desc(), Inference.id).limit(limit)
     return session.scalars(query).all()
+
+
+def streamed_before(session: Session, card: ModelCard, plan: ServedPlan) -> bool:
+    """Whether the latest inference of this model version by SecureNN was of this very plan."""
+    query = select(Inference).where(
+        Inference.model == card.name,
+        Inference.version == card.version,
+        Inference.result == plan.result,
+        Inference.state == State.DONE.value,
+        Inference.served["protocol"].as_string() == "securenn",
+    )
+    row = session.scalars(query.order_by(Inference.created.desc()).limit(1)).first()
+    return row is not None and row.plan().plan == plan.plan
 
 
 def unfinished(session: Session, now: datetime, limit: int = 100) -> Sequence[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from primia.errors import InvalidInput
 from primia.mpc.material import half_size
+from primia.mpc.opening import opening_size
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
 from primia.mpc.securenn.layout import steps
@@ -25,11 +26,13 @@ _STREAMED = 9e-7
 # SecureNN (docs/securenn.md): bytes a comparison over each of the three links, rounds a step.
 _STREAMED_BYTES = 180
 _STREAMED_ROUNDS = 9
+_STREAMED_WEIGHT_BYTES = 8
 # Bytes that a party holds for each value of the widest layer: masks, shares, what is opened, and a
 # copy of each on its way into a message (measured: 45 at P0, 34 at P1).
 _VALUE_BYTES = 48
-# Requests that open a session, reserve a deal and fetch a half.
+# Requests that open a session, reserve a deal and fetch a half; that fetch a half alone.
 _OPENING_REQUESTS = 6
+_FETCHING_REQUESTS = 3
 
 
 def session_bytes(plan: Plan, batch: int) -> int:
@@ -74,25 +77,47 @@ class Network:
     dealer: Link
 
 
-def fss_seconds(plan: Plan, batch: int, network: Network, *, kept: bool) -> float:
-    """From the request to the result. ``kept``: a deal lies at this node already."""
+@dataclass(frozen=True)
+class AtHand:
+    """What of an inference need not come any more. ``opening``: this node has E of the model
+    version; ``own_half``: a deal's half lies here, ``owner_half``: the model owner's too, with the
+    offline message."""
+
+    opening: bool = False
+    own_half: bool = False
+    owner_half: bool = False
+
+
+def fss_seconds(plan: Plan, batch: int, network: Network, at_hand: AtHand) -> float:
+    """From the request to the result. The owner's link to the crypto provider is not measured here:
+    it is taken to be as this node's."""
     bill = plan.bill(batch)
-    moved = bill.offline_bytes + bill.request_bytes + bill.response_bytes
-    online = network.owner.seconds(bill.requests + 1, moved) + bill.comparisons * _ONLINE
-    if kept:
-        return online + network.owner.seconds(2, 0)
-    fetched = network.dealer.seconds(_OPENING_REQUESTS, half_size(plan, batch, 1))
-    return online + fetched + bill.comparisons * _DEALING
+    moved = bill.request_bytes + bill.response_bytes
+    moved += 0 if at_hand.opening else opening_size(plan)
+    moved += 0 if at_hand.owner_half else bill.offline_bytes
+    seconds = network.owner.seconds(bill.requests + 1, moved) + bill.comparisons * _ONLINE
+    if at_hand.owner_half:
+        return seconds + network.owner.seconds(2, 0)
+    if at_hand.own_half:
+        fetched = network.dealer.seconds(_FETCHING_REQUESTS, half_size(plan, batch, 0))
+        return seconds + network.owner.seconds(2, 0) + fetched
+    # Both halves come at the same time, each over its own link.
+    larger = max(half_size(plan, batch, party) for party in (0, 1))
+    fetched = network.dealer.seconds(_OPENING_REQUESTS, larger)
+    return seconds + fetched + bill.comparisons * _DEALING
 
 
-def securenn_seconds(plan: Plan, batch: int, network: Network) -> float:
-    """A round costs one one-way delay of the slower link."""
+def securenn_seconds(plan: Plan, batch: int, network: Network, at_hand: AtHand) -> float:
+    """A round costs one one-way delay of the slower link. Of what is at hand its opening counts,
+    which is another than that of FSS."""
     found = list(steps(plan, batch))
     comparisons = sum(step.count for step in found)
     rounds = _STREAMED_ROUNDS * len(found) + _linear_depth(plan) + 1
     size = _STREAMED_BYTES * comparisons
     slower = max(link.seconds(rounds / 2, size) for link in (network.owner, network.dealer))
-    return slower + comparisons * _STREAMED
+    weights = sum(math.prod(shape) for _, shape in plan.linear())
+    opening = 0 if at_hand.opening else _STREAMED_WEIGHT_BYTES * weights
+    return slower + comparisons * _STREAMED + network.owner.seconds(0, opening)
 
 
 def _linear_depth(plan: Plan) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from primia.errors import InvalidInput
 from primia.mpc.costs import (
+    AtHand,
     Link,
     Network,
     check_memory,
@@ -15,6 +16,7 @@ from primia.mpc.costs import (
     session_bytes,
 )
 from primia.mpc.material import half_size
+from primia.mpc.opening import opening_size
 from tests.primia.mpc.test_dealer import wide_plan
 from tests.support.inference import Session, resnet18, weights_for, words
 
@@ -22,41 +24,70 @@ PLAN = resnet18(224)
 FAST = Link(2e-4, 1e9)
 FAR = Link(0.2, 1e9)
 NARROW = Link(2e-4, 12.5e6)
+SLOWER = 1 / 12.5e6 - 1e-9  # seconds a byte, of NARROW against FAST
+DEALT, OWN, BOTH = AtHand(True), AtHand(True, True), AtHand(True, True, True)
 
 
-def test_a_deal_at_hand_leaves_the_requests_and_the_bytes_between_the_parties():
-    near = fss_seconds(PLAN, 1, Network(FAST, FAST), kept=True)
-    far = fss_seconds(PLAN, 1, Network(FAR, FAST), kept=True)
+def fss(owner, dealer, at_hand):
+    return fss_seconds(PLAN, 1, Network(owner, dealer), at_hand)
+
+
+def test_what_both_keep_leaves_the_requests_and_the_bytes_between_the_parties():
+    near, far, narrow = (fss(link, FAST, BOTH) for link in (FAST, FAR, NARROW))
     assert far - near == pytest.approx((PLAN.requests + 3) * (0.2 - 2e-4))
-    narrow = fss_seconds(PLAN, 1, Network(NARROW, FAST), kept=True)
     bill = PLAN.bill(1)
-    size = bill.offline_bytes + bill.request_bytes + bill.response_bytes
-    assert narrow - near == pytest.approx(size * (1 / 12.5e6 - 1e-9))
-    assert fss_seconds(PLAN, 1, Network(FAST, NARROW), kept=True) == near
+    assert narrow - near == pytest.approx((bill.request_bytes + bill.response_bytes) * SLOWER)
+    assert fss(FAST, NARROW, BOTH) == near
 
 
-def test_without_a_deal_the_material_comes_over_the_dealers_link():
-    networks = Network(FAST, FAST), Network(FAST, NARROW)
-    wide, narrow = (fss_seconds(PLAN, 1, network, kept=False) for network in networks)
-    assert narrow - wide == pytest.approx(566.0e6 * (1 / 12.5e6 - 1e-9), rel=0.01)
+def test_a_half_of_this_node_alone_leaves_the_owners_and_the_offline_message():
+    near = fss(FAST, FAST, BOTH)
+    offline = PLAN.bill(1).offline_bytes
+    assert fss(NARROW, FAST, OWN) - fss(FAST, FAST, OWN) - fss(NARROW, FAST, BOTH) + near == (
+        pytest.approx(offline * SLOWER)
+    )
+    fetched = fss(FAST, NARROW, OWN) - fss(FAST, FAST, OWN)
+    assert fetched == pytest.approx(half_size(PLAN, 1, 0) * SLOWER)
+
+
+def test_of_a_new_deal_the_larger_half_is_waited_for():
+    """The owner's of this plan: P0's share of the products is a part of it."""
+    assert half_size(PLAN, 1, 0) > half_size(PLAN, 1, 1)
+    found = fss(FAST, NARROW, DEALT) - fss(FAST, FAST, DEALT)
+    assert found == pytest.approx(half_size(PLAN, 1, 0) * SLOWER)
+
+
+@pytest.mark.parametrize("deal", [{}, {"own_half": True}, {"own_half": True, "owner_half": True}])
+def test_the_opening_comes_once_over_the_owners_link(deal):
+    for owner in (FAST, NARROW):
+        new, known = (fss(owner, FAST, AtHand(known, **deal)) for known in (False, True))
+        assert new - known == pytest.approx(opening_size(PLAN) / owner.bytes_per_second)
+
+
+def test_securenns_opening_has_8_bytes_a_weight():
+    for owner in (FAST, NARROW):
+        network = Network(owner, FAST)
+        new, known = (securenn_seconds(PLAN, 1, network, AtHand(at)) for at in (False, True))
+        weights = (opening_size(PLAN) - 40) / 4
+        assert new - known == pytest.approx(8 * weights / owner.bytes_per_second)
 
 
 def test_securenn_pays_for_its_rounds():
     """208 rounds of a one-way delay each."""
-    near, far = (securenn_seconds(PLAN, 1, Network(link, FAST)) for link in (FAST, FAR))
+    near, far = (securenn_seconds(PLAN, 1, Network(link, FAST), DEALT) for link in (FAST, FAR))
     assert far - near == pytest.approx(208 / 2 * (0.2 - 2e-4))
 
 
 @pytest.mark.parametrize("link", [FAST, FAR, NARROW])
 def test_a_deal_at_hand_is_always_faster_than_securenn(link):
     network = Network(link, link)
-    assert fss_seconds(PLAN, 1, network, kept=True) < securenn_seconds(PLAN, 1, network)
+    assert fss_seconds(PLAN, 1, network, BOTH) < securenn_seconds(PLAN, 1, network, DEALT)
 
 
 def test_over_a_slow_link_to_the_dealer_alone_neither_is_free():
     """Without a stock both send about as much over that link."""
     network = Network(FAST, NARROW)
-    ratio = fss_seconds(PLAN, 1, network, kept=False) / securenn_seconds(PLAN, 1, network)
+    ratio = fss_seconds(PLAN, 1, network, DEALT) / securenn_seconds(PLAN, 1, network, DEALT)
     assert 0.5 < ratio < 1.5
 
 

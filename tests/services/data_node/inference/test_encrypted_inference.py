@@ -11,11 +11,12 @@ import pytest
 from primia.learning.calibration import pack
 from primia.learning.images import decode, normalise
 from primia.mpc import oracle
-from primia.mpc.costs import session_bytes
+from primia.mpc.costs import AtHand, session_bytes
 from primia.mpc.material import half_size
-from services.data_node.inference import run
+from services.data_node.inference import planner, run
 from services.data_node.inference import store as node_store
 from services.data_node.inference import tasks as node_tasks
+from services.data_node.inference.served import served_models
 from services.model_owner.inference import sessions as owner_sessions
 from services.model_owner.inference.domain import SessionState
 from tests.support.contexts import Cast
@@ -100,6 +101,20 @@ def test_the_way_is_chosen_among_what_the_version_is_served_as(grid):
         assert (status["state"], status["version"]) == ("done", 1), status
         ways.append({way for way in WAYS if way in status["chosen"]})
     assert ways == [{"fss calibrated"}, set(WAYS)]
+
+
+def test_an_opening_is_expected_once(grid):
+    """Seconds of a version's first inference by FSS count it; those of the next do not."""
+    grid.register("once")
+    grid.ask_serving("once")
+    node = grid[NODE].ctx
+    (model,) = [each for each in served_models(node).models if each.card.name == "once"]
+    (plan,) = model.plans
+    at_hand = []
+    for _ in range(2):
+        at_hand.append(planner.offer(node, model, plan, 1).fss)
+        grid.classify(IMAGES[0], model="once", result="scores")
+    assert at_hand == [AtHand(opening=False), AtHand(opening=True)]
 
 
 def test_nothing_is_left_behind(grid):

@@ -9,7 +9,7 @@ import pytest
 from primia.errors import MalformedMessage
 from primia.messages.common import ModelCard
 from primia.messages.inference import ServedModel, ServedPlan
-from primia.mpc.costs import Link, Network, fss_seconds, securenn_seconds
+from primia.mpc.costs import AtHand, Link, Network, fss_seconds, securenn_seconds
 from services.data_node.inference import planner
 from services.data_node.inference.domain import admissible, choose
 from services.data_node.inference.planner import Offer, fastest
@@ -65,7 +65,8 @@ def test_the_plans_that_are_compared_are_of_one_version():
     assert admissible(chosen, plan) == older.plans
 
 
-BOTH = [Offer(EXACT, PLAN), Offer(CALIBRATED, windowed())]
+KNOWN, KEPT = AtHand(opening=True), AtHand(True, True, True)
+BOTH = [Offer(EXACT, PLAN, KNOWN, KNOWN), Offer(CALIBRATED, windowed(), KNOWN)]
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,17 @@ BOTH = [Offer(EXACT, PLAN), Offer(CALIBRATED, windowed())]
         # Less material comes sooner.
         (BOTH, Network(NEAR, NEAR), ("fss", "calibrated")),
         # What lies here already need not come at all.
-        ([Offer(EXACT, PLAN, held=True), BOTH[1]], Network(NEAR, NARROW), ("fss", "exact")),
+        ([Offer(EXACT, PLAN, KEPT, KNOWN), BOTH[1]], Network(NEAR, NARROW), ("fss", "exact")),
         # SecureNN's messages are smaller than a half, where its rounds cost nothing.
         (BOTH[:1], Network(NEAR, NARROW), ("securenn", "exact")),
         # Each of its rounds costs a delay.
         (BOTH[:1], Network(Link(0.2, 1e9), NEAR), ("fss", "exact")),
+        # A plan whose opening is still to come from far away stands back.
+        ([Offer(EXACT, PLAN), BOTH[1]], Network(NARROW, NEAR), ("fss", "calibrated")),
+        ([BOTH[0], Offer(CALIBRATED, PLAN)], Network(NARROW, NEAR), ("fss", "exact")),
+        # SecureNN's is twice as long as that of FSS.
+        (BOTH[:1], Network(Link(2e-4, 4e6), NARROW), ("securenn", "exact")),
+        ([Offer(EXACT, PLAN)], Network(Link(2e-4, 4e6), NARROW), ("fss", "exact")),
         # It has no windows.
         ([Offer(CALIBRATED, PLAN)], Network(NEAR, NARROW), ("fss", "calibrated")),
     ],
@@ -88,14 +95,15 @@ def test_the_fastest_way_is_taken(offers, network, way):
     assert (choice.protocol, choice.plan.accuracy) == way
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("fss", [AtHand(), KNOWN, AtHand(True, True), KEPT])
 @pytest.mark.parametrize("dealer", [NEAR, NARROW, Link(0.2, 1e7)])
 @pytest.mark.parametrize("owner", [NEAR, NARROW, Link(0.2, 1e7)])
-def test_no_other_way_is_expected_to_be_faster(owner, dealer, kept):
+def test_no_other_way_is_expected_to_be_faster(owner, dealer, fss):
     network = Network(owner, dealer)
-    choice = fastest(model(), [Offer(EXACT, PLAN, kept), Offer(CALIBRATED, PLAN)], 2, network)
-    ways = [fss_seconds(PLAN, 2, network, kept=kept), securenn_seconds(PLAN, 2, network)]
-    ways.append(fss_seconds(PLAN, 2, network, kept=False))
+    offers = [Offer(EXACT, PLAN, fss, KNOWN), Offer(CALIBRATED, PLAN)]
+    choice = fastest(model(), offers, 2, network)
+    ways = [fss_seconds(PLAN, 2, network, fss), securenn_seconds(PLAN, 2, network, KNOWN)]
+    ways.append(fss_seconds(PLAN, 2, network, AtHand()))
     assert choice.seconds == min(ways)
     for seconds in ways:
         assert f"{seconds:.1f} s" in choice.why

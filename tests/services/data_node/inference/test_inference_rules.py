@@ -179,6 +179,27 @@ def test_lists(db):
         assert store.unfinished(session, later) == [f"{n:032x}" for n in (0, 1)]
 
 
+def test_securenns_opening_is_taken_to_be_here_after_an_inference_by_it(db):
+    """By it, with this plan, to its end: served anew, a version has another opening."""
+    model = served(results=("label",))
+    again = model.plans[0].model_copy(update={"plan": "f" * 32})
+    by = {"served": {"model": model.model_dump_json(), "protocol": "securenn"}}
+    with db.session() as session:
+        for number, (state, change) in enumerate(
+            [("done", {}), ("failed", by), ("done", {"version": 2, **by})]
+        ):
+            found = row(number, state)
+            for name, value in change.items():
+                setattr(found, name, value)
+            store.add(session, found)
+        assert not store.streamed_before(session, model.card, model.plans[0])
+        found = row(9, "done")
+        found.served = by["served"]
+        store.add(session, found)
+        assert store.streamed_before(session, model.card, model.plans[0])
+        assert not store.streamed_before(session, model.card, again)
+
+
 def test_a_peer_that_is_away_is_waited_for_where_nothing_is_held(monkeypatch):
     monkeypatch.setattr("services.data_node.inference.patience._PAUSE_SECONDS", 0)
     answers = iter([PeerUnavailable("It is gone."), PeerUnavailable("It is gone."), "answer"])

@@ -83,6 +83,8 @@ def check(grid, attempts=1):
 def test_an_image_asks_the_dealer_for_nothing(grid, row, monkeypatch):
     assert grid.deals()[row.deal] == "spent"  # both have their halves
     assert owner_files(grid) == [f"{row.session}.half", f"{row.session}.offline"]
+    held = [kept.held(grid[NODE].ctx, row.plan, batch) for batch in (1, 2)]
+    assert held == [(True, True), (False, False)]
     request, asked = PeerClient.request, []
 
     def watched(client, method, path, **options):
@@ -233,6 +235,7 @@ def test_an_owner_without_room_leaves_the_node_its_own_half(grid, limit, monkeyp
     try:
         row = stock(grid)
         assert (row.session, row.share) == (None, None)
+        assert kept.held(grid[NODE].ctx, row.plan, 1) == (True, False)
         (found,) = grid.call("GET", NODE, "/inference/kept").json()["kept"]
         assert (found["ready"], found["own"], found["coming"]) == (0, 1, 0)
         assert grid.deals()[row.deal] == "reserved"
