@@ -107,7 +107,7 @@ def _proposal(
         nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in nodes),
         rounds=request.rounds + request.repeats + request.statistics.wanted,
         planned=request.rounds,
-        training=request.training,
+        training=request.training.resolved(),
         secure=request.aggregation.secure,
         threshold=threshold,
         sparse=sparse,

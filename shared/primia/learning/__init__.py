@@ -3,7 +3,8 @@
 Without torch, for the web processes too:
 
 - ``spec``: ``ModelSpec``, ``architectures()``
-- ``config``: ``TrainingConfig`` with ``Schedule``, ``Augmentation``, ``LocalStopping``
+- ``config``: ``TrainingConfig`` with ``Schedule``, ``Augmentation``, ``LocalStopping``;
+  ``hyperparameters``: each optimiser's defaults
 - ``schedules``: ``rate_factor(schedule, progress)``, ``Span``; ``stopper``: ``Standing``
 - ``layout``: ``Layout``, ``read_state``, ``write_state``, ``state_digest``, ``check_vector``
 - ``apart``: ``layout_of(spec)``, ``first_weights(spec)``, by a process that has torch

@@ -11,14 +11,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from primia.errors import InvalidInput
+from primia.learning.hyperparameters import DEFAULTS, FEDSGD, Hyperparameters, OptimiserName
 from primia.learning.spec import MAX_CLASSES, Checked
 
 Algorithm = Literal["fedavg", "fedsgd"]
-OptimiserName = Literal[
-    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta"
-]
-# Those whose first coefficient is ``momentum``.
-ADAPTIVE: frozenset[OptimiserName] = frozenset({"adam", "adamw", "nadam", "radam", "adamax"})
 Measured = Literal["loss", "accuracy"]
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -153,7 +149,9 @@ class TrainingConfig(Checked):
 
     The defaults train ResNet-18 from scratch on a few hundred images a site in a few rounds
     (benchmarks/federated_defaults.py): Adam at 3e-4 gets ahead where SGD still warms up, and
-    larger steps drift apart between the sites. ``momentum`` is Adam's first coefficient too.
+    larger steps drift apart between the sites. ``momentum`` is Adam's first coefficient too. What
+    is left out of an optimiser's coefficients has that optimiser's default; what it has none of is
+    ignored, so that a search may vary the optimiser (``hyperparameters``).
     """
 
     algorithm: Algorithm = Field(
@@ -168,14 +166,26 @@ class TrainingConfig(Checked):
     )
     batch_size: Annotated[StrictInt, Field(ge=2, le=1024)] = 32
     optimiser: OptimiserName = "adam"
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    second_moment: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.999, description="decay of the squared gradients, where the optimiser has one"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        default=None,
+        description="default: Adam, AdamW, NAdam and RMSprop 3e-4, Adamax 6e-4, RAdam 1e-3, "
+        "SGD and Adagrad 0.01, Adadelta 1; fedsgd 0.1",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="default: SGD and Adam's kin 0.9, RMSprop 0; Adagrad, Adadelta and fedsgd "
+        "have none and ignore it",
+    )
+    second_moment: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="decay of the squared gradients; default: Adam's kin 0.999, RMSprop 0.99, "
+        "Adadelta 0.9; SGD, Adagrad and fedsgd have none and ignore it",
     )
     nesterov: StrictBool = False
     amsgrad: StrictBool = False
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="default: AdamW 0.01, the others 0"
+    )
     optimiser_state: Literal["reset", "kept"] = Field(
         default="reset", description="kept: each site's moments go on from its last round"
     )
@@ -253,6 +263,21 @@ class TrainingConfig(Checked):
                 "class_weights are of images; soft Dice weighs the classes of pixels alike"
             )
         return found
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """What the optimiser steps with."""
+        usual = FEDSGD if self.algorithm == "fedsgd" else DEFAULTS[self.optimiser]
+        return usual.but(
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            second_moment=self.second_moment,
+            weight_decay=self.weight_decay,
+        )
+
+    def resolved(self) -> Self:
+        """With the optimiser's coefficients written out; None: it has no such one."""
+        return self.model_copy(update=self.hyperparameters._asdict())
 
     @property
     def passes(self) -> int | None:

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from primia.learning.config import ADAPTIVE, TrainingConfig
+from primia.learning.config import TrainingConfig
+from primia.learning.hyperparameters import ADAPTIVE
 from primia.learning.models import without_weights
 from primia.learning.programs.shapes import alive, cost
 from primia.learning.spec import ModelSpec
@@ -53,9 +54,8 @@ def training_bytes(
     ``private``: by DP-SGD, which takes images one by one on a CPU, some together on a ``gpu``.
     """
     values, buffers, activations, peak = _counts(spec)
-    moments = 2 if config.optimiser in ADAPTIVE else 1
     # the incoming vector, the change and one copy while they are compared
-    copies = 2 + moments + bool(config.proximal) + bool(config.local_stopping) + 3
+    copies = 2 + moments(config) + bool(config.proximal) + bool(config.local_stopping) + 3
     kept = copies * (values + buffers)
     batch = config.batch_size
     if private:
@@ -68,6 +68,16 @@ def training_bytes(
     evaluation = (_BESIDE_MASKS if masks else _BESIDE) * peak * together
     at_work = max(images + 2 * activations * batch, evaluation)
     return _BASE + _BYTES * (kept + at_work)
+
+
+def moments(config: TrainingConfig) -> int:
+    """Values that the optimiser keeps for each parameter."""
+    if config.algorithm == "fedsgd":
+        return 0
+    if config.optimiser in ADAPTIVE:
+        return 2 + config.amsgrad
+    moving = bool(config.hyperparameters.momentum)
+    return {"sgd": moving, "rmsprop": 1 + moving, "adagrad": 1, "adadelta": 2}[config.optimiser]
 
 
 def _counts(spec: ModelSpec) -> tuple[int, int, int, int]:

@@ -8,26 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primia.learning.config import ADAPTIVE, TrainingConfig
+from primia.learning.config import TrainingConfig
+from primia.learning.hyperparameters import ADAPTIVE
 
 
 def create_optimiser(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Over the module's parameters, where they lie at present."""
     parameters = [each for each in module.parameters() if each.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
+    found = config.hyperparameters
     if config.algorithm == "fedsgd":
-        return torch.optim.SGD(parameters, rate, weight_decay=decay)
-    more: dict[str, Any] = {"lr": rate, "weight_decay": decay}
+        return torch.optim.SGD(parameters, found.learning_rate, weight_decay=found.weight_decay)
+    more: dict[str, Any] = {"lr": found.learning_rate, "weight_decay": found.weight_decay}
     if config.optimiser in ADAPTIVE:
-        more["betas"] = (config.momentum, config.second_moment)
+        more["betas"] = (found.momentum, found.second_moment)
     if config.optimiser in ("adam", "adamw"):
         more["amsgrad"] = config.amsgrad
     if config.optimiser == "sgd":
-        more |= {"momentum": config.momentum, "nesterov": config.nesterov}
+        more |= {"momentum": found.momentum, "nesterov": config.nesterov}
     if config.optimiser == "rmsprop":
-        more |= {"momentum": config.momentum, "alpha": config.second_moment}
+        more |= {"momentum": found.momentum, "alpha": found.second_moment}
     if config.optimiser == "adadelta":
-        more["rho"] = config.second_moment
+        more["rho"] = found.second_moment
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,

@@ -186,10 +186,10 @@ class _Session:
 
     def run(self, span: Span, should_stop: ShouldStop | None) -> TrainResult:
         started, tally, config = time.perf_counter(), Tally(), self._config
-        total = self._release.steps
+        total, rate = self._release.steps, config.hyperparameters.learning_rate
         for number in range(total):
             factor = rate_factor(config.schedule, span.at(number, total))
-            set_rate(self._optimiser.original_optimizer, config.learning_rate * factor)
+            set_rate(self._optimiser.original_optimizer, rate * factor)
             rows = self._sampler.draw()
             for start in range(0, len(rows), self._held):
                 if should_stop and should_stop():

@@ -260,6 +260,7 @@ class _Session:
     ) -> TrainResult:
         started = time.perf_counter()
         config, samples = self._config, len(self._data)
+        rate = config.hyperparameters.learning_rate
         total, epoch = batch_count(samples, config), batches_an_epoch(samples, config.batch_size)
         stepper = Stepper(self._module, self._optimiser, config, self._place, samples)
         rows = order(
@@ -277,7 +278,7 @@ class _Session:
             # FedSGD's one step comes after the last batch, at the rate that the round begins with
             done = span.start if config.algorithm == "fedsgd" else span.at(number - 1, total)
             factor = rate_factor(config.schedule, done)
-            set_rate(self._optimiser, config.learning_rate * factor)
+            set_rate(self._optimiser, rate * factor)
             batch = self._batch(next(rows))
             tally.add(*stepper.step(batch), len(batch.labels))
             if not math.isfinite(tally.last):

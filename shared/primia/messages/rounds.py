@@ -234,7 +234,12 @@ def decided_elsewhere(
     """Settings of a run that an external model's trainer, the site's own, would not follow."""
     usual = TrainingSettings(**{name: getattr(training, name) for name in _TOLD})
     fields = [name for name in TrainingSettings.model_fields if name not in _TOLD]
-    found = [f"training.{n}" for n in fields if getattr(training, n) != getattr(usual, n)]
+    known = (usual, usual.resolved())  # what a request leaves out, a proposal says
+    found = [
+        f"training.{n}"
+        for n in fields
+        if getattr(training, n) not in [getattr(k, n) for k in known]
+    ]
     if statistics.wanted:
         found.append("statistics")
     if privacy != PrivacySettings():
