@@ -143,11 +143,11 @@ def _blurred(grey: Tensor, draws: Draws) -> Tensor:
 
 
 def _cut_out(images: Tensor, chance: float, draws: Draws) -> Tensor:
-    """A square at the mean grey value (DeVries and Taylor, 2017)."""
+    """A square of whole pixels at the mean grey value (DeVries and Taylor, 2017)."""
     size = images.shape[-1]
     place = torch.arange(size, device=images.device)
-    side = (size / LARGEST_CUT * draws.uniform()).clamp(min=1)[:, None]  # (N, 1)
-    corner = draws.uniform(2) * (size - side)  # (N, 2)
+    side = (draws.uniform() * (size // LARGEST_CUT)).floor()[:, None] + 1  # (N, 1)
+    corner = (draws.uniform(2) * (size - side + 1)).floor()  # (N, 2)
     inside = [
         (place >= corner[:, axis, None]) & (place < corner[:, axis, None] + side) for axis in (0, 1)
     ]  # (N, S) each

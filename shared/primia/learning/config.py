@@ -125,7 +125,7 @@ class Augmentation(Checked):
         default=0.0, description="largest displacement, of the side (Simard et al., 2003)"
     )
     grid: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.0, description="distortion of a 5 × 5 grid, of its cells"
+        default=0.0, description="distortion of a grid of 5 × 5 cells, of their side"
     )
     optical: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.0, description="coefficient of radial distortion"

@@ -20,10 +20,15 @@ def clahe(images: Tensor) -> Tensor:
     return _interpolated(levels, curves).reshape(images.shape)
 
 
+def _tile(size: int) -> int:
+    """Pixels of a tile's side; the last ones go beyond the edges of an image they do not divide."""
+    return -(-size // TILES)
+
+
 def _curves(levels: Tensor) -> Tensor:
     """Each tile's clipped, cumulated histogram: the grey value that a level becomes."""
     many, size, _ = levels.shape
-    side = -(-size // TILES)
+    side = _tile(size)
     spare = side * TILES - size
     whole = functional.pad(levels[:, None].float(), (0, spare, 0, spare), mode="replicate").long()
     tiles = whole.reshape(many, TILES, side, TILES, side).permute(0, 1, 3, 2, 4)
@@ -39,7 +44,7 @@ def _curves(levels: Tensor) -> Tensor:
 def _interpolated(levels: Tensor, curves: Tensor) -> Tensor:
     """Bilinear between the curves of the four nearest tiles' centres."""
     many, size, _ = levels.shape
-    place = (torch.arange(size, device=levels.device) + 0.5) * TILES / size - 0.5
+    place = (torch.arange(size, device=levels.device) + 0.5) / _tile(size) - 0.5
     place = place.clamp(0, TILES - 1)
     low = place.floor().long().clamp(max=TILES - 2)  # (S,)
     share = place - low  # (S,)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from primia.learning.config import Augmentation
 
 GRID_CELLS = 5
-ELASTIC_CELLS = 6  # control points a side of the smooth displacement field
+ELASTIC_KNOTS = 6  # control points a side of the smooth displacement field
 
 
 class Draws:
@@ -86,11 +86,9 @@ def _grid(images: Tensor, config: Augmentation, draws: Draws) -> Tensor:
     if config.optical:
         grid = _optical(grid, draws.around(config.optical))
     if config.grid:
-        knots = draws.around(config.grid * 2 / GRID_CELLS, 2, GRID_CELLS, GRID_CELLS)
-        grid = grid + _spread(knots, images.shape[-1])
+        grid = grid + _field(config.grid * 2 / GRID_CELLS, GRID_CELLS + 1, images, draws)
     if config.elastic:
-        field = draws.around(2 * config.elastic, 2, ELASTIC_CELLS, ELASTIC_CELLS)
-        grid = grid + _spread(field, images.shape[-1])
+        grid = grid + _field(2 * config.elastic, ELASTIC_KNOTS, images, draws)
     return grid
 
 
@@ -98,10 +96,11 @@ def _affine(config: Augmentation, draws: Draws) -> Tensor:
     """(N, 2, 3): crop, scale, shear, rotation, mirror and flip, then translation."""
     angle = draws.around(math.radians(config.rotation))
     shear = torch.tan(draws.around(math.radians(config.shear)))
-    size = (1 + draws.around(config.scale)) * (1 - config.crop * draws.uniform())
+    scale, cut = 1 + draws.around(config.scale), config.crop * draws.uniform()
+    size = scale * (1 - cut)
     across = torch.where(draws.happens(config.mirror), -1.0, 1.0)
     down = torch.where(draws.happens(config.flip), -1.0, 1.0)
-    free = (2 * config.translation + (1 - size).clamp(min=0))[:, None]
+    free = (2 * config.translation + scale * cut)[:, None]
     move = free * (2 * draws.uniform(2) - 1)  # (N, 2): where the cut lies, and the translation
     cosine, sine = torch.cos(angle), torch.sin(angle)
     matrix = torch.stack(
@@ -121,7 +120,10 @@ def _optical(grid: Tensor, strength: Tensor) -> Tensor:
     return grid * (1 + strength[:, None, None, None] * square)
 
 
-def _spread(knots: Tensor, size: int) -> Tensor:
-    """Displacements (N, 2, cells, cells) spread smoothly over the image: (N, S, S, 2)."""
-    field = functional.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)
-    return field.permute(0, 2, 3, 1)
+def _field(reach: float, knots: int, images: Tensor, draws: Draws) -> Tensor:
+    """(N, S, S, 2): displacements drawn for knots x knots points, the outer ones on the edges, and
+    spread smoothly over the image; none beyond the reach, as cubics would have it."""
+    size = images.shape[-1]
+    drawn = draws.around(reach, 2, knots, knots)
+    field = functional.interpolate(drawn, size=(size, size), mode="bicubic", align_corners=True)
+    return field.clamp(-reach, reach).permute(0, 2, 3, 1)
