@@ -63,6 +63,31 @@ def test_soft_dice_is_nothing_for_a_sure_right_mask_and_nearly_one_for_a_wrong_o
     assert float(both) == pytest.approx(float(sum(by_image)) / 2)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_soft_dice_is_monais_of_squares_smoothed_by_one(seed: int) -> None:
+    from monai.losses import DiceLoss
+
+    draws = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(5, 4, 16, 16, generator=draws)
+    masks = torch.randint(0, 3, (5, 16, 16), generator=draws)  # nothing is of the last class
+    monai = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, squared_pred=True,
+                     smooth_nr=1, smooth_dr=1)  # fmt: skip
+    assert float(dice_loss(logits, masks)) == pytest.approx(float(monai(logits, masks[:, None])))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dice_of_single_images_is_that_of_scikit_learn(seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 4, 8, 8, generator=draws)
+    logits[:2, 3] = -9.0  # in two images the last class is neither there nor predicted
+    masks = torch.randint(0, 3, (5, 8, 8), generator=draws)
+    expected = sum(
+        f1_score(mask.ravel(), found.ravel(), labels=[1, 2, 3], average="macro", zero_division=1.0)
+        for mask, found in zip(masks.numpy(), logits.argmax(dim=1).numpy(), strict=True)
+    )
+    assert float(recognised(logits, masks)) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("config", [
     Augmentation(),
     Augmentation(rotation=30, scale=0.2, elastic=0.05, mirror=0.5, contrast=0, brightness=0),
