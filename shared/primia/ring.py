@@ -44,6 +44,10 @@ class Window:
     groups: int = 1
 
 
+# Prepares a weight: ``LinearMap``, or what computes the same elsewhere (``primia.ring_gpu``).
+MakeMap = Callable[[NDArray[Any], Window | None], Callable[[Ring], Ring]]
+
+
 class LinearMap:
     """x -> weight * x over the ring, the weight prepared once; read-only, so sessions share it.
 
