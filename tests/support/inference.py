@@ -17,6 +17,7 @@ from primia.mpc.sinks import Sinks
 from primia.mpc.walk import walk
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed, Stream
+from primia.ring import LinearMap
 
 DEAL = bytes(range(16))
 SESSION = bytes(range(16, 32))
@@ -56,9 +57,9 @@ class Dealt:
         return (self.p0, self.p1)[party] + self.common
 
 
-def dealt(plan, batch, mask, root):
+def dealt(plan, batch, mask, root, linear_map=LinearMap):
     parts = [io.BytesIO() for _ in range(3)]
-    manifest = deal(plan, batch, mask, DEAL, Sinks(*parts), root=root)
+    manifest = deal(plan, batch, mask, DEAL, Sinks(*parts), root=root, linear_map=linear_map)
     return Dealt(*(part.getvalue() for part in parts), manifest)
 
 
@@ -71,18 +72,21 @@ class Session:
     batch: int = 1
     root: int = 1
     mask: int = 2
+    linear_map: object = LinearMap
     requests: list = field(default_factory=list)
     responses: list = field(default_factory=list)
 
     def __post_init__(self):
         mask = seed(self.mask)
-        self.deal = dealt(self.plan, self.batch, mask, seed(self.root))
+        self.deal = dealt(self.plan, self.batch, mask, seed(self.root), self.linear_map)
         self.opening = write_opening(self.plan, self.weights, mask)
         halves = [
             Half.open(self.deal.half(party), self.plan, self.batch, party, DEAL) for party in (0, 1)
         ]
-        self.owner = Owner(PreparedModel(self.plan, self.weights), halves[0], SESSION)
-        self.client = Client(PreparedOpening(self.plan, self.opening), halves[1], SESSION)
+        model = PreparedModel(self.plan, self.weights, self.linear_map)
+        opening = PreparedOpening(self.plan, self.opening, self.linear_map)
+        self.owner = Owner(model, halves[0], SESSION)
+        self.client = Client(opening, halves[1], SESSION)
 
     def prepare(self):
         self.offline = self.client.offline()

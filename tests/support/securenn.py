@@ -7,6 +7,7 @@ import numpy as np
 
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.prepared import PreparedModel
+from primia.mpc.securenn.ring64 import LinearMap64
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import Begin, Receive, Send
 from primia.prg import Seed
@@ -93,12 +94,12 @@ class Session:
     """A whole session: ``prepared`` and ``online`` are the bytes by pair, ``rounds`` from the image
     to the result."""
 
-    def __init__(self, plan, weights, batch=1, mask=None, opening=None):
+    def __init__(self, plan, weights, batch=1, mask=None, opening=None, linear_map=LinearMap64):
         mask = mask or Seed.fresh()
-        self.model = PreparedModel(plan, weights)
+        self.model = PreparedModel(plan, weights, linear_map)
         self.owner = Owner(self.model, batch, mask)
-        self.client = Client(plan, batch, opening)
-        self.assistant = Assistant(plan, batch, mask)
+        self.client = Client(plan, batch, opening, linear_map)
+        self.assistant = Assistant(plan, batch, mask, linear_map)
         self.grid = Grid()
 
     def run(self, images):

@@ -18,6 +18,7 @@ from primia.chassis.stream_host import StreamHost
 from primia.errors import Conflict
 from primia.messages.common import Id
 from primia.messages.securenn import Assistance, AssistanceRequest
+from primia.mpc import linear_maps
 from primia.mpc.plan import Plan
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.assistant import Assistant
@@ -75,7 +76,7 @@ def open_assistance(
     mask = Seed(ctx.secrets.open(row.seed, MASK_PURPOSE + row.id))
     plan = Plan.parse(row.document.encode())
     check_memory(plan, wanted.batch, ctx.settings.max_stream_bytes)
-    assistant = Assistant(plan, wanted.batch, mask)
+    assistant = Assistant(plan, wanted.batch, mask, linear_maps.linear_map64(ctx.settings.kernel))
     streams = {name: ServedStream(_SILENCE_SECONDS) for name in (row.owner, caller.name)}
     links = {OWNER: streams[row.owner], CLIENT: streams[caller.name]}
 

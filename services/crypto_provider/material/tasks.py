@@ -18,11 +18,13 @@ from primia.chassis.telemetry import get_logger
 from primia.errors import PrimiaError
 from primia.fss import kernels
 from primia.fss.kernel import Generator
+from primia.mpc import linear_maps
 from primia.mpc.dealer import deal as make_deal
 from primia.mpc.material import PARTS, Manifest, Part
 from primia.mpc.plan import Plan
 from primia.mpc.sinks import Sinks
 from primia.prg import Seed
+from primia.ring import MakeMap
 from services.crypto_provider.material import store
 from services.crypto_provider.material.domain import (
     BEING_MADE,
@@ -75,7 +77,8 @@ def _make(ctx: Context, row: store.DealRow, plan_row: store.PlanRow) -> None:
     # Named by attempt: of two workers that both believe they hold the row, one wins below.
     drafts = {part: part_path(ctx, f"{row.id}.{row.attempts}", part) for part in PARTS}
     try:
-        manifest = _write(plan, row, mask, drafts, _generator(ctx, row))
+        generator, make_map = _generator(ctx, row), linear_maps.linear_map(ctx.settings.kernel)
+        manifest = _write(plan, row, mask, drafts, generator, make_map)
         with ctx.db.session() as session:
             current = store.deal(session, row.id, lock=True)
             if current.state not in _BEING_MADE:  # burned or expired meanwhile
@@ -121,12 +124,14 @@ def _write(
     mask: Seed,
     drafts: Mapping[Part, Path],
     generator: Generator,
+    make_map: MakeMap,
 ) -> Manifest:
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_space_is_typed())
         files = {part: stack.enter_context(_create(path)) for part, path in drafts.items()}
+        sinks, deal_id = Sinks(**files), bytes.fromhex(row.id)
         manifest = make_deal(
-            plan, row.batch, mask, bytes.fromhex(row.id), Sinks(**files), generator=generator
+            plan, row.batch, mask, deal_id, sinks, generator=generator, linear_map=make_map
         )
         for file in files.values():
             # Not forced to the disk: what a power cut damages fails its digest and is burned.

@@ -13,6 +13,7 @@ from primia.chassis.files import replace_durably
 from primia.chassis.peers import PeerClient
 from primia.errors import MalformedMessage
 from primia.messages.inference import MAX_PLAN_BYTES, ServedModel, ServedModels, ServedPlan
+from primia.mpc import linear_maps
 from primia.mpc.client import PreparedOpening
 from primia.mpc.opening import opening_size
 from primia.mpc.plan import Plan
@@ -132,7 +133,8 @@ def _fetch(ctx: Context, model: ServedModel, wanted: ServedPlan) -> Prepared:
     if hashlib.sha256(data).hexdigest() != wanted.opening_sha256:
         path.unlink()
         raise MalformedMessage("The opening is not the one that its digest announces.")
-    return Prepared(plan, PreparedOpening(plan, data), fetched + read)
+    opening = PreparedOpening(plan, data, linear_maps.linear_map(ctx.settings.kernel))
+    return Prepared(plan, opening, fetched + read)
 
 
 def _check_plan(plan: Plan, model: ServedModel, wanted: ServedPlan) -> None:

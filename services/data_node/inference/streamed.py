@@ -14,6 +14,7 @@ from primia.chassis.context import Context
 from primia.chassis.duplex import CalledStream
 from primia.errors import MalformedMessage
 from primia.messages.securenn import Assistance, AssistanceRequest, StreamRequest, StreamSession
+from primia.mpc import linear_maps
 from primia.mpc.plan import Plan
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import carry
@@ -100,7 +101,7 @@ def _talk(
     key = f"{row.plan().plan}/{row.plan().digest}"
     with cache.lock:
         known = cache.known.get(key)
-    client = Client(plan, len(images), known)
+    client = Client(plan, len(images), known, linear_maps.linear_map64(ctx.settings.kernel))
     carry(client.prepare(), streams)
     with cache.lock:
         cache.known[key] = client.opening

@@ -13,6 +13,7 @@ from primia.mpc import costs
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.owner import PreparedModel
 from primia.mpc.plan import Plan
+from primia.ring import MakeMap
 
 _FOLDER = "compiled"
 
@@ -41,8 +42,9 @@ def largest_batch(document: str, limit: int) -> int:
 class PreparedModels:
     """The latest used compiled models, ready for sessions; loads what is not there."""
 
-    def __init__(self, files: Files, capacity: int = 4) -> None:
+    def __init__(self, files: Files, linear_map: MakeMap, capacity: int = 4) -> None:
         self._files = files
+        self._linear_map = linear_map
         self._capacity = capacity
         self._lock = threading.Lock()
         self._models: OrderedDict[str, PreparedModel] = OrderedDict()
@@ -52,7 +54,9 @@ class PreparedModels:
             if plan_id not in self._models:
                 data = weights_path(self._files, plan_id).read_bytes()
                 compiled = CompiledModel.from_bytes(data)
-                self._models[plan_id] = PreparedModel(compiled.plan, compiled.weights)
+                self._models[plan_id] = PreparedModel(
+                    compiled.plan, compiled.weights, self._linear_map
+                )
             self._models.move_to_end(plan_id)
             while len(self._models) > self._capacity:
                 self._models.popitem(last=False)

@@ -13,6 +13,7 @@ from primia.chassis.stream_host import StreamHost
 from primia.errors import Conflict, MalformedMessage, PeerRefused
 from primia.messages.inference import MaskSeed
 from primia.messages.securenn import Assistance, StreamRequest
+from primia.mpc import linear_maps
 from primia.mpc.compiled import CompiledModel
 from primia.mpc.securenn import ring64
 from primia.mpc.securenn.driver import Link, carry
@@ -100,7 +101,9 @@ def _model(ctx: Context, plan_id: str) -> PreparedModel:
         if plan_id not in cache.known:
             data = models.weights_path(ctx.files, plan_id).read_bytes()
             compiled = CompiledModel.from_bytes(data)
-            cache.known[plan_id] = PreparedModel(compiled.plan, compiled.weights)
+            cache.known[plan_id] = PreparedModel(
+                compiled.plan, compiled.weights, linear_maps.linear_map64(ctx.settings.kernel)
+            )
         cache.known.move_to_end(plan_id)
         while len(cache.known) > cache.capacity:
             cache.known.popitem(last=False)

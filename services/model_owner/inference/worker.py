@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from primia.chassis.context import Context
 from primia.chassis.telemetry import get_logger
+from primia.mpc import linear_maps
 from services.model_owner.inference import sessions, store
 from services.model_owner.inference.host import SessionHost
 from services.model_owner.inference.listener import Listener, create_listener
@@ -37,7 +38,8 @@ def start(ctx: Context) -> None:
         settings.session_url_host,
     )
     listener.start()
-    ctx.extras[WORKER] = InferenceWorker(host, listener, PreparedModels(ctx.files), aside)
+    models = PreparedModels(ctx.files, linear_maps.linear_map(settings.kernel))
+    ctx.extras[WORKER] = InferenceWorker(host, listener, models, aside)
     threading.Thread(target=_keep, args=(ctx, host), daemon=True).start()
 
 

@@ -44,7 +44,9 @@ class ServiceSettings(BaseSettings):
     metrics_token: SecretStr | None = Field(default=None, description="opens /metrics alone")
     threads: int = Field(default=1, ge=1, le=256, description="arithmetic threads a task")
     concurrency: int = Field(default=2, ge=1, le=64, description="tasks at once in a worker")
-    kernel: KernelName = Field(default="auto", description="computes the comparisons")
+    kernel: KernelName = Field(
+        default="auto", description="of comparisons; gpu: of linear layers too"
+    )
     embedded_beat: bool = Field(default=False, description="the worker also runs the beat")
     visibility_timeout: int = Field(default=3600, ge=60)
 

@@ -36,16 +36,18 @@ from primia.mpc.opening import parse_opening
 from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
-from primia.ring import LinearMap, Ring
+from primia.ring import LinearMap, MakeMap, Ring
 
 
 class PreparedOpening:
     """The masked weights E of a model version, parsed once and shared by its sessions."""
 
-    def __init__(self, plan: Plan, opening: bytes | memoryview) -> None:
+    def __init__(
+        self, plan: Plan, opening: bytes | memoryview, linear_map: MakeMap = LinearMap
+    ) -> None:
         layers = parse_opening(plan, opening)
         self.plan = plan
-        self._maps = {op.layer: LinearMap(layers[op.layer], window(op)) for op, _ in plan.linear()}
+        self._maps = {op.layer: linear_map(layers[op.layer], window(op)) for op, _ in plan.linear()}
 
     def apply(self, layer: str, x: Ring) -> Ring:
         """E * x."""

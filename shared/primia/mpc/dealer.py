@@ -50,7 +50,7 @@ from primia.mpc.selection import BITS, compared_lanes, corrections, factors
 from primia.mpc.sinks import HashedSink, Sinks, pipeline
 from primia.mpc.walk import walk
 from primia.prg import SEED_BYTES, Seed
-from primia.ring import LinearMap, Ring
+from primia.ring import LinearMap, MakeMap, Ring
 
 # Values of a linear layer, read or written, that are worked on at a time.
 _GROUP = 1 << 18
@@ -65,6 +65,7 @@ def deal(
     *,
     root: Seed | None = None,
     generator: KeyGenerator | None = None,
+    linear_map: MakeMap = LinearMap,
 ) -> Manifest:
     """Deal for one session of ``batch`` images; half i is sinks.p<i> followed by sinks.common.
 
@@ -87,7 +88,8 @@ def deal(
             part: HashedSink(sink, header(part, plan, batch, deal_id, secrets[part]), through)
             for part, sink in sinks.by_part().items()
         }
-        dealer = _Dealer(batch, mask, seeds, out["p0"], out["common"], generator or kernel())
+        parts = out["p0"], out["common"]
+        dealer = _Dealer(batch, mask, seeds, parts, generator or kernel(), linear_map)
         for _ in walk(plan, batch, dealer, image):
             raise AssertionError("the dealer exchanges no messages")
         out["p0"].write(bytes(padding(out["p0"].size)))
@@ -105,16 +107,16 @@ class _Dealer:
         batch: int,
         mask: Seed,
         seeds: tuple[Seed, Seed],
-        p0: HashedSink,
-        common: HashedSink,
+        parts: tuple[HashedSink, HashedSink],
         generator: KeyGenerator,
+        linear_map: MakeMap,
     ) -> None:
         self._batch = batch
         self._mask = mask
         self._seeds = seeds
-        self._p0 = p0
-        self._common = common
+        self._p0, self._common = parts
         self._generator = generator
+        self._linear_map = linear_map
 
     def public(self, values: Ring) -> Deferred:
         shape = values.shape[1:]
@@ -127,7 +129,7 @@ class _Dealer:
         """C0 = A * B - C1. P1's share of the result depends on E, which D does not know."""
         assert x is not None, "the plan lets linear layers read dealt values only"
         weight = weight_mask(self._mask, op.layer, op.weight_shape(before))
-        times = LinearMap(weight, window(op))
+        times = self._linear_map(weight, window(op))
         size = max(1, _GROUP // max(x.size, math.prod(before), math.prod(after)))
         for first in range(0, self._batch, size):
             count = min(size, self._batch - first)

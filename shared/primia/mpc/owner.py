@@ -37,7 +37,7 @@ from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
 from primia.mpc.walk import Value, walk
 from primia.mpc.weights import LayerWeights
-from primia.ring import LinearMap, Ring, bias_shape
+from primia.ring import LinearMap, MakeMap, Ring, bias_shape
 
 # The offline message counts as the step before step 0.
 _OFFLINE = -1
@@ -57,11 +57,16 @@ def check_offline(
 class PreparedModel:
     """A model version's weights, prepared once and shared by its sessions; read-only, a secret."""
 
-    def __init__(self, plan: Plan, weights: Mapping[str, LayerWeights]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Mapping[str, LayerWeights],
+        linear_map: MakeMap = LinearMap,
+    ) -> None:
         check_weights(plan, weights)
         self.plan = plan
         self._maps = {
-            op.layer: LinearMap(weights[op.layer].weight, window(op)) for op, _ in plan.linear()
+            op.layer: linear_map(weights[op.layer].weight, window(op)) for op, _ in plan.linear()
         }
         self._biases = {layer: given.bias.view(np.uint32) for layer, given in weights.items()}
 

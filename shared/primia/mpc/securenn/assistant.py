@@ -26,7 +26,7 @@ from primia.mpc.securenn.layout import (
     weight_mask,
     window,
 )
-from primia.mpc.securenn.ring64 import LinearMap64, Words
+from primia.mpc.securenn.ring64 import LinearMap64, MakeMap64, Words
 from primia.mpc.securenn.wire import (
     CLIENT,
     OWNER,
@@ -45,11 +45,14 @@ class Assistant:
     ``mask``: the model version's seed of the weight masks A, which P0 has too, and P1 never.
     """
 
-    def __init__(self, plan: Plan, batch: int, mask: Seed) -> None:
+    def __init__(
+        self, plan: Plan, batch: int, mask: Seed, linear_map: MakeMap64 = LinearMap64
+    ) -> None:
         check_batch(batch)
         self._plan = plan
         self._batch = batch
         self._mask = mask
+        self._linear_map = linear_map
         self._seeds = (Seed.fresh(), Seed.fresh())
 
     def prepare(self) -> Talk[None]:
@@ -60,7 +63,7 @@ class Assistant:
         for op, shape in self._plan.linear():
             weight = weight_mask(self._mask, op, shape)
             value = (self._batch, *shapes[op.source])
-            product = LinearMap64(weight, window(op))(
+            product = self._linear_map(weight, window(op))(
                 value_mask(self._seeds[CLIENT], op.source, value)
             )
             product -= product_mask(self._seeds[OWNER], op, product.shape)

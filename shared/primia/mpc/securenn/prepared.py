@@ -9,7 +9,7 @@ import numpy as np
 from primia.mpc.opening import check_weights
 from primia.mpc.plan import Plan
 from primia.mpc.securenn.layout import weight_mask, window
-from primia.mpc.securenn.ring64 import LinearMap64, Words, from_signed
+from primia.mpc.securenn.ring64 import LinearMap64, MakeMap64, Words, from_signed
 from primia.mpc.weights import LayerWeights
 from primia.prg import Seed
 from primia.ring import bias_shape
@@ -18,12 +18,17 @@ from primia.ring import bias_shape
 class PreparedModel:
     """P0's weights W and biases; read-only, a secret."""
 
-    def __init__(self, plan: Plan, weights: Mapping[str, LayerWeights]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Mapping[str, LayerWeights],
+        linear_map: MakeMap64 = LinearMap64,
+    ) -> None:
         check_weights(plan, weights)
         self.plan = plan
         self._weights = weights
         self._maps = {
-            op.layer: LinearMap64(weights[op.layer].weight, window(op)) for op, _ in plan.linear()
+            op.layer: linear_map(weights[op.layer].weight, window(op)) for op, _ in plan.linear()
         }
         self._biases = {layer: from_signed(given.bias) for layer, given in weights.items()}
 
@@ -45,10 +50,12 @@ class PreparedModel:
 class PreparedOpening:
     """E by layer, as P1 has it; read-only."""
 
-    def __init__(self, plan: Plan, layers: Mapping[str, Words]) -> None:
+    def __init__(
+        self, plan: Plan, layers: Mapping[str, Words], linear_map: MakeMap64 = LinearMap64
+    ) -> None:
         self.plan = plan
         self._maps = {
-            op.layer: LinearMap64(np.asarray(layers[op.layer]), window(op))
+            op.layer: linear_map(np.asarray(layers[op.layer]), window(op))
             for op, _ in plan.linear()
         }
 

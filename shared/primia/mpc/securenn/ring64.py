@@ -22,6 +22,8 @@ from primia.prg import Stream
 from primia.ring import EXACT, Real, Window
 
 Words = NDArray[np.uint64]
+# Prepares a weight: ``LinearMap64``, or what computes the same elsewhere (``primia.ring_gpu``).
+MakeMap64 = Callable[[NDArray[Any], Window | None], Callable[[Words], Words]]
 
 BITS = 64
 # Full factors: the second limb times the third lies above 2^64.

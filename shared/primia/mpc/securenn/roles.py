@@ -19,7 +19,7 @@ from primia.mpc.securenn import native
 from primia.mpc.securenn.gates import Party
 from primia.mpc.securenn.layout import check_batch, product_mask, value_mask
 from primia.mpc.securenn.prepared import PreparedModel, PreparedOpening
-from primia.mpc.securenn.ring64 import Words, from_signed
+from primia.mpc.securenn.ring64 import LinearMap64, MakeMap64, Words, from_signed
 from primia.mpc.securenn.walk import walk
 from primia.mpc.securenn.wire import (
     ASSISTANT,
@@ -78,15 +78,22 @@ class Owner:
 
 
 class Client:
-    """P1. ``opening``: E, if this node has it."""
+    """P1. ``opening``: E, if this node has it; else ``linear_map`` prepares what comes."""
 
-    def __init__(self, plan: Plan, batch: int, opening: PreparedOpening | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        batch: int,
+        opening: PreparedOpening | None = None,
+        linear_map: MakeMap64 = LinearMap64,
+    ) -> None:
         check_batch(batch)
         if opening is not None and opening.plan != plan:
             raise InvalidInput("The masked weights are those of another plan.")
         self._plan = plan
         self._batch = batch
         self._opening = opening
+        self._linear_map = linear_map
         self._party: Party | None = None
         self._shares: dict[str, Words] = {}  # y1 of every linear layer
         self._sent = set[int]()
@@ -120,7 +127,7 @@ class Client:
         layers = {}
         for op, shape in self._plan.linear():
             layers[op.layer] = yield from receive_words(OWNER, shape)
-        return PreparedOpening(self._plan, layers)
+        return PreparedOpening(self._plan, layers, self._linear_map)
 
     def run(self, images: NDArray[np.floating]) -> Talk[NDArray[np.float64] | NDArray[np.int64]]:
         """Images (N, C, H, W) to scores (N, classes), or labels (N,)."""

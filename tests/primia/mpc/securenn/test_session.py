@@ -6,11 +6,11 @@ import pytest
 from primia.errors import InvalidInput, MalformedMessage
 from primia.learning.vision import torchvision_models
 from primia.mpc.compile import compile_model
-from primia.mpc.securenn import prepared
 from primia.mpc.securenn.assistant import Assistant
 from primia.mpc.securenn.driver import carry
 from primia.mpc.securenn.layout import steps
 from primia.mpc.securenn.prepared import PreparedModel, PreparedOpening
+from primia.mpc.securenn.ring64 import LinearMap64
 from primia.mpc.securenn.roles import Client, Owner
 from primia.mpc.securenn.wire import receive_odd
 from primia.prg import Seed
@@ -138,22 +138,25 @@ def test_an_opening_is_sent_once_a_version():
     assert first.prepared[0, 1] - again.prepared[0, 1] == weights_bytes
 
 
-def test_no_linear_layer_is_prepared_anew_for_a_second_session(monkeypatch):
+def test_no_linear_layer_is_prepared_anew_for_a_second_session():
     plan = every_operation()
     weights, mask = weights_for(plan, 40), Seed.fresh()
     _, pixels = images(plan, 1)
-    first = Session(plan, weights, mask=mask)
+    layers, made = len(list(plan.linear())), []
+
+    def noted(weight, window):
+        made.append(weight.shape)
+        return LinearMap64(weight, window)
+
+    first = Session(plan, weights, mask=mask, linear_map=noted)
     scores = first.run(pixels)
-
-    def anew(*_):
-        raise AssertionError("a map is prepared in a session")
-
-    again = Session(plan, weights, mask=mask, opening=first.client.opening)
+    assert len(made) == 3 * layers  # W at P0, E at P1, A at P2
+    opening = first.client.opening
+    again = Session(plan, weights, mask=mask, opening=opening, linear_map=noted)
     again.owner = Owner(first.model, 1, mask)
-    monkeypatch.setattr(prepared, "LinearMap64", anew)
+    made.clear()
     assert np.abs(again.run(pixels) - scores).max() < 0.01 * np.abs(scores).max()
-    with pytest.raises(AssertionError, match="prepared"):
-        PreparedModel(plan, weights)
+    assert len(made) == layers  # A alone, whose products are each session's own
 
 
 def test_weights_do_not_show():
