@@ -8,9 +8,9 @@ from typing import cast
 
 from pydantic import JsonValue
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from primia.chassis.db import one_at_a_time
 from primia.errors import Conflict, NotFound
 from primia.learning.statistics import Statistics
 from primia.messages.rounds import Proposal, RunRequest
@@ -32,17 +32,19 @@ from services.model_owner.rounds.tables import Contribution, Envelope, Event, Ro
 
 
 def add_run(session: Session, run: Run, proposal: Proposal) -> Run:
-    """The run and its sites. Raises Conflict, naming the run, where a node is in one already."""
+    """The run and its sites. Raises Conflict, naming the run, where a node is in one already.
+
+    Of the transactions that start runs one goes on at a time: a search starts several in one, and
+    two that engaged each other's sites would wait for one another.
+    """
+    one_at_a_time(session, "runs.start")
     _refuse_engaged(session, [node.name for node in proposal.nodes])
     session.add(run)
     session.flush()
     session.add_all(
         Site(run=run.id, node=node.name, public_key=node.public_key) for node in proposal.nodes
     )
-    try:
-        session.flush()
-    except IntegrityError as error:  # another request was faster: PostgreSQL runs them side by side
-        raise Conflict("A node of this run has just been engaged by another run.") from error
+    session.flush()
     return run
 
 

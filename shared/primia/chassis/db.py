@@ -13,7 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, DateTime, Dialect, Engine, create_engine, event, make_url
+from sqlalchemy import (
+    JSON,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
@@ -78,6 +89,14 @@ class Database:
 def after_commit(session: Session, action: Callable[[], None]) -> None:
     """Run ``action`` once this transaction has been committed; never if it is rolled back."""
     event.listen(session, "after_commit", lambda _session: action(), once=True)
+
+
+def one_at_a_time(session: Session, what: str) -> None:
+    """Wait until every other transaction that has asked for the same is over; so will others wait
+    for this one. What is read afterwards is what they have left. On SQLite a transaction that may
+    write is the only one anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
 
 
 @contextlib.contextmanager
