@@ -7,8 +7,10 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from primia.messages.rounds import ModelEvaluation, Scores
+from primia.aggregation.graph import degree
+from primia.messages.rounds import ModelEvaluation, Proposal, Scores
 from primia.messages.runs import (
+    RoundGraph,
     RoundReport,
     RunEvent,
     RunReport,
@@ -131,6 +133,7 @@ def _rounds(session: Session, run: Run, final: Scores | None) -> dict[str, tuple
     rows = store.rounds(session, run.id)
     contributions = store.contributions_of(session, run.id)
     steps = store.quantisation_steps(session, run.id)
+    proposal = store.proposal_of(run)
     reports: list[RoundReport] = []
     result = final
     summing = [row for row in rows if row.purpose == "evaluate"]
@@ -138,13 +141,15 @@ def _rounds(session: Session, run: Run, final: Scores | None) -> dict[str, tuple
         if row in summing:
             continue
         places = contributions.get(row.id, [])
-        made = _round(row, places, _made(row, result))
+        made = _round(proposal, row, places, _made(row, result))
         reports.append(made.model_copy(update={"quantisation_step": steps.get(row.number)}))
         received = reports[-1].received
         result = received if received.samples else (None if row.phase == "done" else result)
     return {
         "reports": tuple(reversed(reports)),
-        "evaluations": tuple(_round(row, contributions.get(row.id, []), None) for row in summing),
+        "evaluations": tuple(
+            _round(proposal, row, contributions.get(row.id, []), None) for row in summing
+        ),
     }
 
 
@@ -152,7 +157,26 @@ def _made(row: Round, result: Scores | None) -> Scores | None:
     return result if row.phase == "done" and row.purpose == "train" else None
 
 
-def _round(row: Round, places: Sequence[Contribution], result: Scores | None) -> RoundReport:
+def _graph(proposal: Proposal, row: Round, places: Sequence[Contribution]) -> RoundGraph | None:
+    """None where all mask with all, and before the roster is complete."""
+    assumed = proposal.assumed(measuring=row.purpose != "train")
+    complete = row.phase not in ("training", "abandoned") or any(
+        place.stage >= Stage.SHARED for place in places
+    )
+    if not row.secure or assumed is None or not complete:
+        return None
+    sites = sum(place.stage >= Stage.TRAINED for place in places)
+    found = degree(sites, assumed)
+    return RoundGraph(
+        sites=sites,
+        neighbours=sites - 1 if found is None else found.neighbours,
+        share_threshold=row.needed if found is None else found.threshold,
+    )
+
+
+def _round(
+    proposal: Proposal, row: Round, places: Sequence[Contribution], result: Scores | None
+) -> RoundReport:
     return RoundReport(
         number=row.number,
         purpose=store.purpose_of(row),
@@ -163,6 +187,7 @@ def _round(row: Round, places: Sequence[Contribution], result: Scores | None) ->
         training=training_scores(row, places),
         received=received_scores(row, places),
         result=result,
+        graph=_graph(proposal, row, places),
         sites=tuple(_place(place) for place in places),
     )
 

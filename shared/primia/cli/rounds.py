@@ -265,7 +265,8 @@ def tables(found: RunReport) -> Group:
             for s in r.sites
         ]
         loss, accuracy = output.number(r.training.loss), output.percent(r.training.accuracy)
-        lines.append((r.number, "all", r.training.samples, loss, accuracy, "", "", "", r.reason))
+        notes = ", ".join(str(note) for note in (r.graph, r.reason) if note)
+        lines.append((r.number, "all", r.training.samples, loss, accuracy, "", "", "", notes))
     result = found.final
     final = (
         f"Final model on the sites' validation images: {found.accuracy_is} "
@@ -274,5 +275,5 @@ def tables(found: RunReport) -> Group:
         if result
         else ""
     )
-    notes = [f"{name}: {text}." for name, text in found.findings()]
-    return Group(output.rows(title, columns, lines), *notes, final)
+    findings = [f"{name}: {text}." for name, text in found.findings()]
+    return Group(output.rows(title, columns, lines), *findings, final)

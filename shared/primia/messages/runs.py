@@ -54,6 +54,17 @@ class QuantisationStep(Message):
     buffers: float
 
 
+class RoundGraph(Message):
+    """Who masked with whom in a round, as it follows from the sites that advertised keys."""
+
+    sites: int = Field(description="that advertised their keys")
+    neighbours: int = Field(description="k: that each site masks with")
+    share_threshold: int = Field(description="τ: shares that give a lost site's secret")
+
+    def __str__(self) -> str:
+        return f"k = {self.neighbours}, τ = {self.share_threshold}"
+
+
 class RoundReport(Message):
     """Means over sites are weighted by samples; ``result``: the model that the round made."""
 
@@ -68,6 +79,10 @@ class RoundReport(Message):
     result: Scores | None = None
     quantisation_step: QuantisationStep | None = Field(
         default=None, description="of the sum that a secure round has opened"
+    )
+    graph: RoundGraph | None = Field(
+        default=None,
+        description="in a run with a sparse graph, once all keys of the round are advertised",
     )
     sites: tuple[SiteInRound, ...] = ()
 
