@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_the_image_takes_what_the_services_need_and_nothing_else() -> None:
     assert rules[0] == "*"
     kept = {line.removeprefix("!") for line in rules if line.startswith("!")}
     assert kept == {"pyproject.toml", "constraints.txt", "README.md", "shared", "services"}
+
+
+def test_a_data_nodes_image_has_what_trains_bundles() -> None:
+    """Pinned by the extra as by the constraints, which an install of the extra alone does not
+    read."""
+    (asked,) = re.findall(r"'primia-grid\[(\w+)\]'", (ROOT / "deploy/Dockerfile").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = project["optional-dependencies"][asked]
+    assert {pin.split("==")[0] for pin in pins} == {"monai", "pytorch-ignite"}
+    assert set(pins) <= set((ROOT / "constraints.txt").read_text().splitlines())
+    assert f"`{asked}`" in GUIDE.read_text().split("## Images\n", 1)[1].split("\n## ", 1)[0]
 
 
 def test_every_module_is_in_a_package_that_is_installed() -> None:
