@@ -2,8 +2,9 @@
 
 python -m benchmarks.bed.breakdown MODEL IMAGE    (with the environment of a data node's worker)
 Talks to the real services as the node's worker does, and prints a line of JSON: for each request
-the nonlinear step that it is for, seconds that the node computed before it, and seconds until the
-answer was there (the line, and the model owner's computing). The first inference warms up.
+the layers up to the nonlinear step that it is for, seconds that the node computed before it, and
+seconds until the answer was there (the line, and the model owner's computing: of the linear layers
+and the gate together). The first inference warms up.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from primia.chassis.context import Context, build
 from primia.learning import images
 from primia.messages.inference import ServedModel
+from primia.mpc.operations import Flatten, MaxPool, Narrow, Relu
 from primia.mpc.plan import Plan
 from primia.prg import fresh_bytes
 from services.data_node.inference import run, served, store
@@ -44,10 +46,29 @@ def main(model: str, image: Path) -> None:
     for _ in range(2):
         steps = _one(ctx, row, pixels)
     plan: Plan = served.prepared(ctx, chosen, chosen.plans[0]).plan
-    names = [gate.layer for gate in plan.gates()] + ["result"]
-    for step, name in zip(steps, names, strict=True):
+    for step, name in zip(steps, step_names(plan), strict=True):
         step["layer"] = name
     print("RESULT " + json.dumps(steps), flush=True)
+
+
+def step_names(plan: Plan) -> list[str]:
+    """A request each: all layers that are computed for its answer, in order. Shifts and reshaping
+    are nobody's work."""
+    shapes, widths = plan.shapes(), plan.widths()
+    names: list[str] = []
+    since: list[str] = []
+    for op in plan.ops:
+        if isinstance(op, Relu | MaxPool):
+            count = len(op.gates(shapes[op.source], widths[op.source]))
+            levels = [f"{op.layer} {level + 1} of {count}" for level in range(count)]
+            first, *others = levels if count > 1 else [op.layer]
+            names += [" + ".join([*since, first]), *others]
+            since = []
+        elif not isinstance(op, Narrow | Flatten):
+            since.append(op.layer)
+    tournament = [gate.layer for gate in plan.gates()[len(names) :]]
+    first, *others = [*tournament, "result"]
+    return [*names, " + ".join([*since, first]), *others]
 
 
 def _one(ctx: Context, row: store.Inference, pixels: Any) -> list[dict[str, Any]]:

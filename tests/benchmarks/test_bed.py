@@ -14,12 +14,14 @@ import torch
 import benchmarks
 from benchmarks import inference, inference_parts, inference_plots
 from benchmarks import kernels as kernel_speeds
+from benchmarks.bed.breakdown import step_names
 from benchmarks.bed.link import _Switch
 from benchmarks.bed.report import Figure, choose
 from benchmarks.inference_plots import _computed, _systems
 from benchmarks.inference_sweep import Counted, crypten_counted
 from benchmarks.peers.crypten import folded
 from primia.mpc.material import PARTS, part_size
+from tests.support.inference import Builder, resnet18
 
 MODULES = [
     module.name
@@ -132,6 +134,29 @@ def test_plots_are_drawn_of_whatever_was_measured(tmp_path, monkeypatch):
     drawn = inference_plots.draw(file)
     assert {path.name for path in drawn} == {"inference-delay.png", "inference-sides.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_a_step_is_named_by_all_layers_that_it_computes():
+    found = step_names(resnet18(64))
+    assert found[:4] == ["layer0 + layer2 1 of 2", "layer2 2 of 2", "layer3", "layer4 + layer6"]
+    # Two linear layers side by side, and their sum.
+    assert "layer21 + layer22 + layer23 + layer25" in found
+    assert found[-1] == "layer63 + layer65 + result"
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_label_has_its_tournament_among_the_steps(classes):
+    b = Builder((1, 8, 8))
+    b.head(b.relu(b.conv(0, 4)), classes)
+    plan = b.plan(10, "label")
+    found = step_names(plan)
+    assert len(found) == plan.requests
+    assert [name.split(" + ")[-1] for name in found] == [
+        *[gate.layer for gate in plan.gates()],
+        "result",
+    ]
+    assert found[1].endswith(" + label")
+    assert found[-1] == "result"
 
 
 def test_every_group_of_the_inference_benchmark_has_its_code():
