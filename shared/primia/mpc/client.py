@@ -73,6 +73,7 @@ class Client:
         self._half = half
         self._session_id = session_id
         self._evaluator = evaluator or NumpyEvaluator()
+        self._corrections = half.corrections()
         self._keys = half.keys()
         self._share: Ring | None = None  # of the result, known after offline()
         self._result: NDArray[np.float64] | NDArray[np.int64] | None = None
@@ -140,7 +141,12 @@ class Client:
         masked = Masked.parse(data, gate, batch * gate.count)
         try:
             answer = client_answer(
-                gate, (self._half.seed, number), masked, self._keys, self._evaluator
+                gate,
+                (self._half.seed, number),
+                masked,
+                self._corrections,
+                self._keys,
+                self._evaluator,
             )
         except BaseException:
             self.close()  # the keys have been used: the session is broken
@@ -177,6 +183,7 @@ class Client:
 
     def _let_go(self) -> None:
         self._share = None
+        self._corrections.close()
         self._keys.close()
         self._half.close()
 

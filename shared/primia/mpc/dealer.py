@@ -10,7 +10,7 @@ part online; it never imports a party's code.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +40,14 @@ from primia.mpc.material import (
     MAX_BATCH,
     PARTS,
     Manifest,
+    Part,
     header,
     padding,
     part_size,
 )
 from primia.mpc.operations import Linear, Shape
 from primia.mpc.plan import Plan
-from primia.mpc.selection import BITS, compared_lanes, corrections, factors
+from primia.mpc.selection import BITS, Item, compared_lanes, dealt, factors
 from primia.mpc.sinks import HashedSink, Sinks, pipeline
 from primia.mpc.walk import walk
 from primia.prg import SEED_BYTES, Seed
@@ -88,11 +89,11 @@ def deal(
             part: HashedSink(sink, header(part, plan, batch, deal_id, secrets[part]), through)
             for part, sink in sinks.by_part().items()
         }
-        parts = out["p0"], out["common"]
-        dealer = _Dealer(batch, mask, seeds, parts, generator or kernel(), linear_map)
+        dealer = _Dealer(batch, mask, seeds, out, generator or kernel(), linear_map)
         for _ in walk(plan, batch, dealer, image):
             raise AssertionError("the dealer exchanges no messages")
-        out["p0"].write(bytes(padding(out["p0"].size)))
+        for part in ("p0", "p1"):
+            out[part].write(bytes(padding(out[part].size)))
         through.finish()
     for part in PARTS:
         assert out[part].size == part_size(plan, batch, part), "the sizes follow from the plan"
@@ -107,14 +108,14 @@ class _Dealer:
         batch: int,
         mask: Seed,
         seeds: tuple[Seed, Seed],
-        parts: tuple[HashedSink, HashedSink],
+        out: Mapping[Part, HashedSink],
         generator: KeyGenerator,
         linear_map: MakeMap,
     ) -> None:
         self._batch = batch
         self._mask = mask
         self._seeds = seeds
-        self._p0, self._common = parts
+        self._out = out
         self._generator = generator
         self._linear_map = linear_map
 
@@ -135,7 +136,7 @@ class _Dealer:
             count = min(size, self._batch - first)
             product = times(x.part(first, count))
             product -= result_mask(self._seeds[1], op.layer, count, after, first)
-            self._p0.words(product)
+            self._out["p0"].words(product)
 
     def gate(
         self,
@@ -147,10 +148,11 @@ class _Dealer:
         p0, p1 = (GateStreams(seed, number) for seed in self._seeds)
         for start, stop in blocks(count):
             block = deal_block(gate, stop - start, p0, p1, self._generator)
-            for words in block.corrections:
-                self._p0.words(words)
+            for part, corrections in zip(PARTS[:2], block.corrections, strict=True):
+                for words in corrections:
+                    self._out[part].words(words)
             for keys in block.keys:
-                self._common.array(keys)
+                self._out["common"].array(keys)
         yield from ()
         return [self._fresh(number, gate, payload) for payload in range(gate.payloads)]
 
@@ -165,9 +167,9 @@ class _Dealer:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DealtBlock:
-    """P0's corrections in their order, (count,) each, and the keys of each comparison."""
+    """Each party's corrections in their order, (count,) each, and the keys of each comparison."""
 
-    corrections: list[Ring]
+    corrections: tuple[list[Ring], list[Ring]]
     keys: list[NDArray[np.uint8]]
 
 
@@ -175,8 +177,8 @@ def deal_block(
     gate: Gate, count: int, p0: GateStreams, p1: GateStreams, generator: KeyGenerator
 ) -> DealtBlock:
     """One block of a gate: what the two parties' streams of it do not give."""
-    given = [p1.words("r", count, lane) for lane in range(gate.lanes)]
-    masks = [(p0.words("r", count, i) + r1) & ones(gate.width) for i, r1 in enumerate(given)]
+    shares = [p1.words("r", count, lane) for lane in range(gate.lanes)]
+    masks = [(p0.words("r", count, i) + r1) & ones(gate.width) for i, r1 in enumerate(shares)]
     keys = []
     for number, r in enumerate(compared_lanes(gate, masks)):
         roots = p0.roots(count, number), p1.roots(count, number)
@@ -185,26 +187,34 @@ def deal_block(
         bit: (p0.bits("c", count, number) ^ p1.bits("c", count, number)).astype(np.uint32)
         for number, bit in enumerate(BITS[: gate.bits])
     }
-    return DealtBlock(_corrections(gate, masks, given, hidden, p1), keys)
+    values = _values(gate, masks, hidden)
+
+    def less(item: Item, other: GateStreams) -> Ring:
+        share = shares[item.lane] if item.name == "r" else other.words(item.name, count, item.lane)
+        return values(item) - share
+
+    corrections = (
+        [less(item, p1) for item in dealt(gate, 0)],
+        [less(item, p0) for item in dealt(gate, 1)],
+    )
+    return DealtBlock(corrections, keys)
 
 
-def _corrections(
-    gate: Gate, masks: list[Ring], given: list[Ring], hidden: dict[str, Ring], p1: GateStreams
-) -> list[Ring]:
-    """Each item less P1's share of it. ``given``: P1's shares r1; ``hidden``: c by its bit."""
-    count, found = len(masks[0]), []
-    products = {"": np.ones(count, dtype=np.uint32)}
+def _values(gate: Gate, masks: list[Ring], hidden: dict[str, Ring]) -> Callable[[Item], Ring]:
+    """What the parties share of each item, (count,). ``hidden``: c by its bit."""
+    products = {"": np.ones(len(masks[0]), dtype=np.uint32)}
     for factor in factors(gate):
         products[factor] = math.prod((hidden[bit] for bit in factor), start=products[""])
-    for item in corrections(gate):
-        value = products[item.factor]
+
+    def value(item: Item) -> Ring:
         if item.times == "r":
-            value = value * masks[item.lane]
-        elif item.times == "mu":
-            value = value * (sign(gate, masks[item.lane]) << np.uint32(gate.width))
-        share = given[item.lane] if item.name == "r" else p1.words(item.name, count, item.lane)
-        found.append(value - share)
-    return found
+            return products[item.factor] * masks[item.lane]
+        if item.times == "mu":
+            wrapped = sign(gate, masks[item.lane]) << np.uint32(gate.width)
+            return products[item.factor] * wrapped
+        return products[item.factor]
+
+    return value
 
 
 def _keys(

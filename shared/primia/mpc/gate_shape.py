@@ -18,9 +18,8 @@ class Gate:
 
     With two ``ways`` a result is max(y, 0), with three max(u, v, 0), where u - v is compared too.
     Values of Z_2^width are compared with zero, all bits but the ``coarse`` lowest; what is selected
-    is ``widen``ed to Z_2^32, or stays in Z_2^width. With coarse > 0 a value near zero may fall to
-    the other side: from 0 to 2^coarse if it is widened, else within 2^(coarse - 1) of zero; the
-    larger of three is missed by less than 2^coarse.
+    is ``widen``ed to Z_2^32, or stays in Z_2^width. With coarse > 0 a value within 2^(coarse - 1)
+    of zero may fall to the other side; the larger of three is missed by less than 2^coarse.
     ``payloads``: values selected together (2 in a tournament: the value and its index).
     """
 
@@ -54,9 +53,8 @@ class Gate:
 
     @property
     def centre(self) -> int:
-        """What is added before the coarse bits are left out. Where a value is widened nothing may
-        be: no negative value may pass for a positive one."""
-        return 0 if self.widen or not self.coarse else 1 << (self.coarse - 1)
+        """What is added before the coarse bits are left out, which rounds down: half of them."""
+        return 1 << (self.coarse - 1) if self.coarse else 0
 
     @property
     def result_width(self) -> int:

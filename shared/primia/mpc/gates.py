@@ -27,7 +27,7 @@ from primia.mpc.frames import Answer, Masked
 from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import GateStreams, below_sign, compared, ones
 from primia.mpc.material import Cursor
-from primia.mpc.selection import Item, Shares, compared_lanes, selected
+from primia.mpc.selection import Item, Shares, compared_lanes, dealt, selected
 from primia.prg import Seed
 from primia.ring import Ring
 
@@ -66,7 +66,12 @@ def server_open(
 
 
 def client_answer(
-    gate: Gate, seed: tuple[Seed, int], masked: Masked, keys: Cursor, evaluator: Evaluator
+    gate: Gate,
+    seed: tuple[Seed, int],
+    masked: Masked,
+    corrections: Cursor,
+    keys: Cursor,
+    evaluator: Evaluator,
 ) -> Answer:
     """Step 3."""
     count, streams = masked.values.shape[1], GateStreams(*seed)
@@ -77,7 +82,7 @@ def client_answer(
         e = _compare(gate, 1, block, streams, keys, evaluator)
         hidden[:, start:stop] = e
         bits = masked.bits[:, start:stop] ^ e
-        chosen = selected(gate, 1, block, bits, _drawn(streams, size))
+        chosen = selected(gate, 1, block, bits, _shares(gate, 1, streams, corrections, size))
         for payload, share in enumerate(chosen):
             mask = streams.words("mask", size, payload)
             np.subtract(share, mask, out=answers[payload, start:stop])
@@ -92,26 +97,24 @@ def server_close(
     results = np.empty((gate.payloads, count), dtype=np.uint32)
     for start, stop in blocks(count):
         part = slice(start, stop)
-        dealt = _dealt(gate, streams, corrections, stop - start)
+        shares = _shares(gate, 0, streams, corrections, stop - start)
         bits = masked.bits[:, part] ^ answer.bits[:, part]
-        chosen = selected(gate, 0, masked.values[:, part], bits, dealt)
+        chosen = selected(gate, 0, masked.values[:, part], bits, shares)
         for payload, share in enumerate(chosen):
             np.add(share, answer.values[payload, part], out=results[payload, part])
     return list(results)
 
 
-def _drawn(streams: GateStreams, count: int) -> Shares:
-    """P1's shares, all from its seed."""
-    return lambda item: streams.words(item.name, count, item.lane)
-
-
-def _dealt(gate: Gate, streams: GateStreams, corrections: Cursor, count: int) -> Shares:
-    """P0's shares: r0 of a ring that is not left from its seed, the others as they were dealt."""
+def _shares(
+    gate: Gate, party: int, streams: GateStreams, corrections: Cursor, count: int
+) -> Shares:
+    """A party's shares: those that were dealt to it, the others from its seed."""
+    given = frozenset(dealt(gate, party))
 
     def share(item: Item) -> Ring:
-        if item.name == "r" and not gate.widen:
-            return streams.words("r", count, item.lane)
-        return corrections.words(count)
+        if item in given:
+            return corrections.words(count)
+        return streams.words(item.name, count, item.lane)
 
     return share
 

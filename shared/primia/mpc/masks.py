@@ -7,8 +7,8 @@ weight masks A come from a seed of their own, one a model version. Items of a ga
     r           half of the mask r of an opened value               P0, P1
     roots       128-bit roots of a comparison's keys                P0, P1
     c           half of the bit c that hides a comparison's bit     P0, P1
-    p, pr, pmu  shares of factors, and of them times r and mu       P1   (``selection``)
-    mu          share of the wrap term mu of an opened value        P1   (widening gates)
+    p, pr, pmu  shares of factors, and of them times r and mu       either (``selection``)
+    mu          share of the wrap term mu of an opened value        either (widening gates)
     mask        B', P1's share of a payload of the gate's result    P1
 """
 

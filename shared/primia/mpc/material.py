@@ -1,14 +1,15 @@
 """The dealt halves: their format, exact sizes, strict parsing and integrity. Both parties and D.
 
-A deal for a plan and a batch is written as three parts. ``p0``: header, P0's seed, then layer by
-layer what P0's seed cannot give. ``p1``: header and P1's seed. ``common``: header, then the
-comparison keys, the same for both. Half 0 is p0 followed by common, half 1 p1 followed by common.
+A deal for a plan and a batch is written as three parts. ``p0`` and ``p1``: header, the party's
+seed, then layer by layer what its seed cannot give. ``common``: header, then the comparison keys,
+the same for both. Half 0 is p0 followed by common, half 1 p1 followed by common. Bytes a value:
 
-    linear layer    p0: C0 = A * B - C1             4 bytes a value of its result
-    ReLU, widened   p0: primia.mpc.selection       20 bytes a value
-    maximum of 2    p0: primia.mpc.selection        8 bytes a maximum, 12 with two payloads
-    maximum of 3    p0: primia.mpc.selection       44 bytes a maximum, 68 with two payloads
-    any gate        common: its comparison keys    primia.fss.geometry
+                                                                p0     p1
+    linear layer    C0 = A * B - C1, a value of its result       4      -
+    ReLU, widened   primia.mpc.selection.dealt                   8     12
+    maximum of 2    the same; with two payloads               4; 4   4; 8
+    maximum of 3    the same; with two payloads             20; 32 24; 36
+    any gate        in common: its comparison keys, primia.fss.geometry
 
 Gates come in blocks of 2^16 results; the keys of a block by comparison: all that look at the first
 opened value, at the second, at their difference. Numbers are little-endian; each part is padded
@@ -35,7 +36,7 @@ from primia.codec import Reader, Writer
 from primia.errors import MalformedMessage
 from primia.mpc.operations import Convolution, Dense
 from primia.mpc.plan import Plan
-from primia.mpc.selection import corrections
+from primia.mpc.selection import dealt
 from primia.prg import SEED_BYTES, Seed
 from primia.ring import Ring
 
@@ -43,7 +44,7 @@ Part = Literal["p0", "p1", "common"]
 PARTS: tuple[Part, ...] = ("p0", "p1", "common")
 
 MAGIC = b"PGMH"
-VERSION = 3
+VERSION = 4
 ID_BYTES = 16
 ALIGNMENT = 16
 DIGEST_BYTES = 32
@@ -53,15 +54,14 @@ MAX_BATCH = 1 << 12
 
 def part_size(plan: Plan, batch: int, part: Part) -> int:
     """Exact bytes of a part."""
-    if part == "p1":
-        return HEADER_BYTES
     gates = plan.gates()
     if part == "common":
         return HEADER_BYTES + sum(gate.key_bytes(batch) for gate in gates)
-    shapes = plan.shapes()
-    words = sum(len(corrections(gate)) * gate.count for gate in gates)
-    for op, shape in zip(plan.ops, shapes[1:], strict=True):
-        words += math.prod(shape) if isinstance(op, Convolution | Dense) else 0
+    party = PARTS.index(part)
+    words = sum(len(dealt(gate, party)) * gate.count for gate in gates)
+    if party == 0:
+        for op, shape in zip(plan.ops, plan.shapes()[1:], strict=True):
+            words += math.prod(shape) if isinstance(op, Convolution | Dense) else 0
     return HEADER_BYTES + 4 * batch * words + padding(4 * batch * words)
 
 
@@ -204,7 +204,7 @@ class Half:
         return half
 
     def corrections(self) -> Cursor:
-        """P0's corrections, in the order of the plan."""
+        """What the party's seed does not give, in the order of the plan."""
         return self._section(HEADER_BYTES, part_size(self.plan, self.batch, PARTS[self.party]))
 
     def keys(self) -> Cursor:

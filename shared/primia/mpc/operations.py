@@ -9,7 +9,7 @@ Shapes leave the batch dimension out. ``ValueError`` says what does not fit; the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from primia.mpc.gate_shape import RING_BITS, WAYS, Gate
@@ -25,6 +25,9 @@ MAX_TERMS = 1 << 21
 MAX_POOL = 1 << 14
 # A maximum is a tree of comparisons written out as index lists.
 MAX_POOL_SIDE = 32
+
+# Of a field: a plan names it only where it is not the default.
+OPTIONAL = {"optional": True}
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -130,8 +133,8 @@ class Narrow:
 
 @dataclass(frozen=True)
 class Relu:
-    """max(x, 0) of a value of any width, in Z_2^32; exact, but for ``coarse``: a value below
-    2^coarse may come out as zero."""
+    """max(x, 0) of a value of any width, in Z_2^32; exact, but for ``coarse``: of a value within
+    2^(coarse - 1) of zero either may come out, itself or zero."""
 
     kind: ClassVar[str] = "relu"
     layer: str
@@ -161,7 +164,8 @@ class MaxPool:
     """Separable maxima, along the rows and then the columns, in the ring of its input.
 
     Padding positions are ignored. With ``coarse``, of values that differ by less than 2^coarse any
-    may be chosen at each of its gates.
+    may be chosen at each of its gates. ``ways``: values that a gate takes the maximum of, three
+    where that saves requests, or always two, which takes fewer comparisons.
     """
 
     kind: ClassVar[str] = "max_pool"
@@ -171,6 +175,7 @@ class MaxPool:
     stride: Pair
     padding: Pair
     coarse: int = 0
+    ways: int = field(default=WAYS, metadata=OPTIONAL)
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -178,6 +183,8 @@ class MaxPool:
 
     def shape(self, shape: Shape) -> Shape:
         channels, *_ = _image(shape)
+        if not 2 <= self.ways <= WAYS:
+            raise ValueError(f"it compares {self.ways} values at a time")
         if max(self.kernel) > MAX_POOL_SIDE:
             raise ValueError(f"it compares more than {MAX_POOL_SIDE} values along an axis")
         if any(2 * pad > size for pad, size in zip(self.padding, self.kernel, strict=True)):
@@ -205,8 +212,8 @@ class MaxPool:
     def trees(self, height: int, columns: int) -> tuple[Reduction, Reduction]:
         """Maxima along the rows, then along the columns."""
         return (
-            reduction(columns, self.kernel[1], self.stride[1], self.padding[1], WAYS),
-            reduction(height, self.kernel[0], self.stride[0], self.padding[0], WAYS),
+            reduction(columns, self.kernel[1], self.stride[1], self.padding[1], self.ways),
+            reduction(height, self.kernel[0], self.stride[0], self.padding[0], self.ways),
         )
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import cached_property
 from typing import Any, get_args, get_type_hints
 
@@ -317,7 +317,16 @@ def _check_size(shape: Shape, name: str) -> None:
 
 
 def _to_dict(op: Operation) -> dict[str, Any]:
-    return {"op": op.kind, **{field.name: getattr(op, field.name) for field in fields(op)}}
+    named = [each for each in fields(op) if each.name in _required(op) or _differs(op, each)]
+    return {"op": op.kind, **{each.name: getattr(op, each.name) for each in named}}
+
+
+def _required(operation: Operation | type[Operation]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(operation) if not each.metadata.get("optional"))
+
+
+def _differs(op: Operation, optional: Field[Any]) -> bool:
+    return bool(getattr(op, optional.name) != optional.default)
 
 
 def _from_dict(item: object) -> Operation:
@@ -326,11 +335,16 @@ def _from_dict(item: object) -> Operation:
     operation = kinds.get(kind) if isinstance(kind, str) else None
     if operation is None or not isinstance(item, dict):
         raise MalformedMessage("The plan has an operation of an unknown kind.")
-    names = [field.name for field in fields(operation)]
+    optional = {each.name for each in fields(operation)} - set(_required(operation))
+    given = tuple(name for name in item if name in optional)
+    names = (*_required(operation), *given)
     _check_keys(item, ("op", *names), f"A {kind}")
     hints = get_type_hints(operation)
     values: dict[str, Any] = {name: _field(item[name], hints[name], name) for name in names}
-    return operation(**values)
+    found: Operation = operation(**values)
+    if not all(_differs(found, each) for each in fields(found) if each.name in given):
+        raise MalformedMessage(f"A {kind} names a field that it leaves as it is.")
+    return found
 
 
 def _field(value: object, hint: Any, name: str) -> str | int | Pair:

@@ -9,10 +9,13 @@ of bits and y is linear in
 
 of which both parties hold additive shares: Beaver (CRYPTO 1991), with bits opened as in Boyle,
 Gilboa, Ishai: Secure Computation with Preprocessing via Function Secret Sharing (TCC 2019).
-P1's shares come from its seed; P0's are dealt, ``corrections`` in their order, but for r0.
+One party's share comes from its seed, the other's is dealt, of every second item to P1, so that
+the halves are of about the same size (``dealt``); of r without widening both come from seeds.
 
 Widening: the share of -r over Z_2^32 is g mu - rho with rho = r, mu = 2^n msb(r) and
-g = 1 - msb(y + r): -r, and 2^n where y + r wrapped around. So there are f mu as well.
+g = 1 - msb(y + r): -r, and 2^n where y + r wrapped around. So there are f mu as well. That holds
+for no negative y; a coarse gate selects negative ones down to -``centre``, so it widens
+y + centre, and takes centre away again.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 
 from primia.fss.kernel import Bits
 from primia.mpc.gate_shape import Gate
-from primia.mpc.masks import sign
+from primia.mpc.masks import ones, sign
 from primia.ring import Ring
 
 _ONE = np.uint32(1)
@@ -57,8 +60,17 @@ def factors(gate: Gate) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f for lane in FACTORS[gate.ways] for f in lane if f))
 
 
+def dealt(gate: Gate, party: int) -> list[Item]:
+    """What is dealt to the party, in the order of its use. P1's share of r itself is never: it is
+    in the offline message."""
+    halves: tuple[list[Item], list[Item]] = ([], [])
+    for number, item in enumerate(corrections(gate)):
+        halves[int(number % 2 == 0 and item.name != "r")].append(item)
+    return halves[party]
+
+
 def corrections(gate: Gate) -> list[Item]:
-    """What is dealt to P0, in the order of its use."""
+    """What is dealt to one party or the other, in the order of its use."""
     found = [Item(factor) for factor in factors(gate)]
     for lane in range(gate.lanes):
         for factor in FACTORS[gate.ways][lane % (gate.ways - 1)]:
@@ -87,7 +99,10 @@ def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -
     chosen = []
     for lane, value in enumerate(opened):
         at = lane % (gate.ways - 1)
-        wrapped = _ONE - sign(gate, value) if gate.widen else None
+        wrapped = None
+        if gate.widen:
+            moved = (value + np.uint32(gate.centre)) & ones(gate.width)
+            wrapped, value = _ONE - sign(gate, moved), moved - np.uint32(gate.centre)
         products = []
         for factor in FACTORS[gate.ways][at]:
             masked = shares(Item(factor, "r", lane))

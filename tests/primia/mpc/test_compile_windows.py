@@ -5,7 +5,7 @@ import pytest
 
 from primia.errors import InvalidInput
 from primia.mpc.compile import compile_model
-from primia.mpc.compile_windows import COMPARED_BITS, MIN_IMAGES, agreement, calibrate
+from primia.mpc.compile_windows import MAX_BITS, MIN_IMAGES, RELU_BITS, agreement, calibrate
 from primia.mpc.oracle import decode_scores, encode, evaluate
 from primia.mpc.plan import MaxPool, Narrow, Plan, Relu
 from tests.support.inference import Session
@@ -31,10 +31,13 @@ def calibrated(exact):
 
 def test_comparisons_look_at_few_bits(exact, calibrated):
     for gate in calibrated.plan.gates():
-        assert gate.width - gate.coarse <= COMPARED_BITS
+        assert gate.width - gate.coarse <= (RELU_BITS if gate.widen else MAX_BITS)
+        assert gate.ways == 2
         assert gate.width < 18
     assert calibrated.plan.bill(1).key_bytes < 0.5 * exact.plan.bill(1).key_bytes
-    assert calibrated.plan.requests == exact.plan.requests
+    threes = sum(gate.ways == 3 for gate in exact.plan.gates())
+    assert threes > 0
+    assert calibrated.plan.requests == exact.plan.requests + threes
     assert calibrated.plan.scales() == exact.plan.scales()
     assert Plan.parse(calibrated.plan.to_json()) == calibrated.plan
     assert exact.plan.digest() != calibrated.plan.digest()

@@ -43,20 +43,25 @@ def test_sizes_are_known_beforehand(parts):
         assert len(getattr(parts, part)) == part_size(PLAN, 2, part)
     for party in (0, 1):
         assert len(parts.half(party)) == half_size(PLAN, 2, party)
-    assert part_size(PLAN, 2, "p1") == HEADER_BYTES, "P1's side of everything follows from a seed"
 
 
-def test_p0_gets_c0_and_twenty_eight_or_forty_four_bytes_a_result():
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_party_gets_what_its_seed_does_not_give(party):
+    """C0 is P0's; of a gate's items each party gets about half."""
     shapes, gates = PLAN.shapes(), PLAN.gates()
     linear = [shape for op, shape in zip(PLAN.ops, shapes[1:], strict=True) if "out" in repr(op)]
-    words = sum(math.prod(shape) for shape in linear)
-    each = [
-        5 if gate.widen else {(2, 1): 2, (3, 2): 17}[gate.ways, gate.payloads] for gate in gates
-    ]
-    assert sorted(each) == [2, 2, 5, 17]
+    words = 0 if party else sum(math.prod(shape) for shape in linear)
+    sizes = {(True, 2, 1): (2, 3), (False, 2, 1): (1, 1), (False, 3, 2): (8, 9)}
+    each = [sizes[gate.widen, gate.ways, gate.payloads][party] for gate in gates]
+    assert sorted(each) == [[1, 1, 2, 8], [1, 1, 3, 9]][party]
     words += sum(n * gate.count for n, gate in zip(each, gates, strict=True))
-    size = part_size(PLAN, 3, "p0") - HEADER_BYTES
+    size = part_size(PLAN, 3, PARTS[party]) - HEADER_BYTES
     assert 0 <= size - 3 * 4 * words < 16
+
+
+def test_the_halves_of_a_large_model_are_of_about_one_size():
+    sizes = [half_size(resnet18(224), 1, party) for party in (0, 1)]
+    assert abs(sizes[0] - sizes[1]) < 0.01 * sizes[0]
 
 
 def test_a_deal_is_reproducible_from_its_root_and_fresh_without(parts):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -88,6 +89,29 @@ def test_gates_know_their_rings():
     gate = pool.gates((1, 2, 2), 19)[0]
     assert [gate.width, gate.widen, gate.result_width, gate.key.domain_bits] == [19, False, 19, 14]
     assert not Relu("c", 0).gates((8,), 32)[0].widen
+
+
+def test_a_pool_may_compare_two_values_at_a_time():
+    pool = MaxPool("pool", 0, (3, 3), (2, 2), (1, 1))
+    pairs = dataclasses.replace(pool, ways=2)
+    counts = [[gate.comparisons for gate in p.gates((1, 8, 8), 17)] for p in (pool, pairs)]
+    assert counts == [[3 * 32, 3 * 16], [32, 24, 16, 12]]
+
+
+def test_a_plan_names_the_ways_of_a_pool_only_where_they_are_not_three():
+    pool = MaxPool("pool", 0, (3, 3), (2, 2), (1, 1))
+    head = Flatten("flat", 1), Dense("dense", 2, 3, 4)
+    usual, pairs = plan(pool, *head), plan(dataclasses.replace(pool, ways=2), *head)
+    assert b"ways" not in usual.to_json()
+    for each in (usual, pairs):
+        assert Plan.parse(each.to_json()) == each
+    assert usual.digest() != pairs.digest()
+    for ways, wrong in ((1, "1 values"), (3, "leaves as it is"), (4, "4 values")):
+        text = pairs.to_json().replace(b'"ways":2', b'"ways":%d' % ways)
+        with pytest.raises(MalformedMessage, match=wrong):
+            Plan.parse(text)
+    with pytest.raises(MalformedMessage, match="exactly the fields"):
+        Plan.parse(pairs.to_json().replace(b'"ways":2', b'"wides":2'))
 
 
 CONV = Convolution("conv", 0, 2, (3, 3), (1, 1), (1, 1), 1, 4)

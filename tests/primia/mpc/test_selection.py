@@ -5,7 +5,7 @@ import pytest
 
 from primia.mpc.gate_shape import Gate
 from primia.mpc.masks import ones
-from primia.mpc.selection import BITS, Item, compared_lanes, corrections, factors, selected
+from primia.mpc.selection import BITS, Item, compared_lanes, corrections, dealt, factors, selected
 from tests.support.inference import words
 
 
@@ -83,6 +83,16 @@ def test_every_positive_value_of_a_small_ring_is_widened():
     np.testing.assert_array_equal(found, positive * y)
 
 
+def test_a_coarse_gate_widens_small_negative_values_too():
+    """Every value that it may select, down to half a coarse bit below zero."""
+    gate = Gate("relu", 1, 5, widen=True, coarse=3)
+    y, r, c = every(32, 32, 2)
+    value = (y.astype(np.int32) + gate.centre) % 32 - gate.centre  # from -4 on
+    chosen = value < 16 - gate.centre
+    (found,) = select(gate, [y], [r], [chosen.astype(np.uint32)], [c])
+    np.testing.assert_array_equal(found.view(np.int32), np.where(chosen, value, 0))
+
+
 def test_three_ways_compare_the_difference_of_what_is_opened():
     u, v = np.array([5, 1], np.uint32), np.array([3, 2], np.uint32)
     lanes = compared_lanes(Gate("max", 2, ways=3, payloads=2), [u, v, v, u])
@@ -91,14 +101,19 @@ def test_three_ways_compare_the_difference_of_what_is_opened():
 
 
 @pytest.mark.parametrize(
-    ("gate", "dealt"),
+    ("gate", "to_p0", "to_p1"),
     [
-        (Gate("relu", 1, 17, widen=True), 5),
-        (Gate("max", 1, 17), 2),
-        (Gate("label", 1, payloads=2), 3),
-        (Gate("max", 1, 17, ways=3), 11),
-        (Gate("label", 1, payloads=2, ways=3), 17),
+        (Gate("relu", 1, 17, widen=True), 2, 3),
+        (Gate("max", 1, 17), 1, 1),
+        (Gate("label", 1, payloads=2), 1, 2),
+        (Gate("max", 1, 17, ways=3), 5, 6),
+        (Gate("label", 1, payloads=2, ways=3), 8, 9),
     ],
 )
-def test_what_is_dealt_for_a_result(gate, dealt):
-    assert len(corrections(gate)) == len(set(corrections(gate))) == dealt
+def test_what_is_dealt_for_a_result(gate, to_p0, to_p1):
+    """Every item to one party; r, which P1 knows beforehand, never to P1."""
+    items = corrections(gate)
+    assert len(items) == len(set(items)) == to_p0 + to_p1
+    assert {*dealt(gate, 0), *dealt(gate, 1)} == set(items)
+    assert (len(dealt(gate, 0)), len(dealt(gate, 1))) == (to_p0, to_p1)
+    assert not any(item.name == "r" for item in dealt(gate, 1))

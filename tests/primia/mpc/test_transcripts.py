@@ -15,7 +15,7 @@ from primia.mpc.gates import client_answer, client_prepare, server_close, server
 from primia.mpc.masks import GateStreams
 from primia.mpc.material import Cursor
 from primia.mpc.opening import HEADER_BYTES as OPENING_HEADER
-from primia.mpc.selection import corrections as dealt
+from primia.mpc.selection import dealt
 from primia.mpc.weights import LayerWeights
 from tests.primia.mpc.test_gates import SEEDS, deal
 from tests.support.inference import Builder, Session, words
@@ -171,8 +171,9 @@ class View:
         theirs = [np.uint32(v) - y0 for v, y0 in zip(values, ours, strict=True)]
         self.delta, _ = client_prepare(gate, GateStreams(*SEEDS[1]), theirs)
         self.masked = server_open(gate, SEEDS[0], ours, self.delta, Cursor(keys), evaluator)
-        self.answer = client_answer(gate, SEEDS[1], self.masked, Cursor(keys), evaluator)
-        self.results = server_close(gate, SEEDS[0], self.masked, self.answer, Cursor(corrections))
+        mine, his = (Cursor(each) for each in corrections)
+        self.answer = client_answer(gate, SEEDS[1], self.masked, his, Cursor(keys), evaluator)
+        self.results = server_close(gate, SEEDS[0], self.masked, self.answer, mine)
         p0, p1 = (GateStreams(*given) for given in SEEDS)
         self.c0, self.c1 = (
             np.stack([streams.bits("c", COUNT, k) for k in range(gate.bits)])
@@ -183,13 +184,13 @@ class View:
             for streams in (p0, p1)
         )
         self.b0, self.b1 = self.masked.bits ^ self.c0, self.answer.bits ^ self.c1
-        # of the factor p: P0's share as it was dealt, P1's as its seed gives it
-        self.p0, self.p1 = dealt_items(corrections)[0], p1.words("p", COUNT)
+        # of the factor p: P0's share as its seed gives it, P1's as it was dealt
+        self.p0, self.p1 = p0.words("p", COUNT), dealt_items(corrections[1])[0]
         self.mask = p1.words("mask", COUNT)
 
 
 def dealt_items(corrections):
-    """P0's corrections, (items, COUNT), of two blocks of 2^16."""
+    """A party's corrections, (items, COUNT), of two blocks of 2^16."""
     blocks = corrections.view("<u4").reshape(2, -1, COUNT // 2)
     return np.swapaxes(blocks, 0, 1).reshape(-1, COUNT)
 
@@ -197,8 +198,8 @@ def dealt_items(corrections):
 @pytest.fixture(scope="module", params=[(g, y) for g in GATES for y in (-50_000, 0, 50_000)])
 def view(request):
     gate, y = request.param
-    if gate == "coarse max of three" and not y:
-        y = 5  # of zero its rounding makes either bit, as often the one as the other
+    if gate.startswith("coarse") and not y:
+        y = 5  # of zero their rounding makes either bit, as often the one as the other
     return View(GATES[gate], y)
 
 
@@ -257,24 +258,27 @@ def test_the_tests_notice_two_values_under_one_mask():
     assert not words_look_uniform(both[0] - both[1], 19)
 
 
+@pytest.mark.parametrize("party", [0, 1])
 @pytest.mark.parametrize("name", GATES)
-def test_the_dealers_corrections_are_uniform_to_p0(name):
-    """Jointly with P0's seed: its own r0, hidden bit, and each correction."""
+def test_the_dealers_corrections_are_uniform_to_whom_they_are_dealt(name, party):
+    """Jointly with the party's seed: its own half of r, hidden bit, and each correction."""
     gate = GATES[name]
-    p0 = GateStreams(*SEEDS[0])
-    r0, c0 = p0.words("r", COUNT), p0.bits("c", COUNT)
+    streams = GateStreams(*SEEDS[party])
+    r, c = streams.words("r", COUNT), streams.bits("c", COUNT)
     corrections, _ = deal(gate, COUNT)
-    for values in dealt_items(corrections):
+    for values in dealt_items(corrections[party]):
         assert words_look_uniform(values)
-        cells = joint((c0, 1), (top(r0, 4), 4), (top(values, 6), 6))
+        cells = joint((c, 1), (top(r, 4), 4), (top(values, 6), 6))
         assert looks_uniform(cells, 1 << 11)
 
 
+@pytest.mark.parametrize("party", [0, 1])
 @pytest.mark.parametrize("name", ["max", "max of three", "label of three"])
-def test_the_tests_notice_a_correction_that_is_not_masked(name):
-    """P1's share taken away, P0 would see factors, and their products with r."""
+def test_the_tests_notice_a_correction_that_is_not_masked(name, party):
+    """The other's share taken away, a party would see factors, and their products with r."""
     gate = GATES[name]
-    p1 = GateStreams(*SEEDS[1])
+    other = GateStreams(*SEEDS[1 - party])
     corrections, _ = deal(gate, COUNT)
-    for item, values in zip(dealt(gate), dealt_items(corrections), strict=True):
-        assert not words_look_uniform(values + p1.words(item.name, COUNT, item.lane))
+    items = dealt_items(corrections[party])
+    for item, values in zip(dealt(gate, party), items, strict=True):
+        assert not words_look_uniform(values + other.words(item.name, COUNT, item.lane))
