@@ -33,9 +33,8 @@ from services.model_owner.rounds import progress, secure, store
 from services.model_owner.rounds.course import LAST
 from services.model_owner.rounds.domain import (
     Kind,
-    Stage,
     move_site,
-    step_of,
+    stage_after,
     wanted_in_round,
     wanted_kind,
 )
@@ -150,16 +149,15 @@ class Seat:
 
     def give(self, found: str, size: int) -> None:
         """Count the answer and let the run go on; the caller has stored its content."""
-        step = step_of(store.phase_of(self.row), secure=self.row.secure)
-        assert step is not None  # the round waited for this answer
-        self.contribution.stage = step.after
+        stage = stage_after(self.kind, store.phase_of(self.row), secure=self.row.secure)
+        self.contribution.stage = stage
         self.contribution.answers = {**self.contribution.answers, self.kind: found}
         self.contribution.bytes_up += size
         store.record(
             self.here.session,
             self.here.run.id,
             self.here.ctx.clock.now(),
-            Stage(step.after).name.lower(),
+            stage.name.lower(),
             round=self.row.number,
             node=self.contribution.node,
             bytes=size,

@@ -210,7 +210,7 @@ def absorbable(members: Iterable[Member], *, secure: bool) -> tuple[str, ...]:
     for member in sorted(members, key=lambda each: each.node):
         if member.stage == Stage.UPLOADED:
             ready.append(member.node)
-        elif not secure and member.stage == Stage.TRAINED and not member.dropped:
+        elif not secure and member.stage < Stage.UPLOADED and not member.dropped:
             break
     return tuple(ready)
 
@@ -238,11 +238,24 @@ def wanted_in_round(
     secure: bool,
     purpose: Purpose = "train",
 ) -> Kind | None:
-    """The one item that an open round waits for from a node, or None."""
-    step = step_of(phase, secure=secure)
-    if step is None or node not in step.waiting(members):
-        return None
-    return purpose if step.kind == "train" else step.kind
+    """The one item that an open round waits for from a node, or None. A plain round takes the
+    update of a site that has trained while others still train."""
+    steps = [step_of(phase, secure=secure)]
+    if phase == "training" and not secure:
+        steps.append(PLAIN_STEPS["uploading"])
+    for step in steps:
+        if step is not None and node in step.waiting(members):
+            return purpose if step.kind == "train" else step.kind
+    return None
+
+
+def stage_after(kind: Kind, phase: Phase, *, secure: bool) -> Stage:
+    """Of a node whose answer to this item the phase has waited for."""
+    ahead = kind == "upload" and not secure
+    step = PLAIN_STEPS["uploading"] if ahead else step_of(phase, secure=secure)
+    if step is None:
+        raise Conflict(f"A round that is {phase} waits for no answer.")
+    return step.after
 
 
 def drawn(nodes: Sequence[str], sites: int | None, seed: int, number: int) -> tuple[str, ...]:

@@ -65,8 +65,8 @@ def _upload(session: Session, run: Run, row: Round, node: str) -> WorkItem:
         for contribution in store.contributions(session, row.id)
         if row.purpose == "train" and contribution.stage >= Stage.TRAINED and contribution.report
     }
-    if not row.secure:
-        return Upload(run=run.id, round=row.number, samples=samples)
+    if not row.secure:  # the others' may not have come yet, and an item never changes
+        return Upload(run=run.id, round=row.number, samples={node: samples[node]})
     bounds = secure.roster(session, run, row).exponents
     return Upload(
         run=run.id,

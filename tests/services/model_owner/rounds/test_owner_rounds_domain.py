@@ -34,6 +34,7 @@ from services.model_owner.rounds.domain import (
     resolve_graph,
     resolve_threshold,
     settle,
+    stage_after,
     step_of,
     wanted_in_round,
     wanted_kind,
@@ -157,6 +158,8 @@ def test_a_plain_sum_waits_for_earlier_names_and_a_masked_one_for_nobody():
     some = members(c=Stage.UPLOADED, b=Stage.TRAINED, a=Stage.ABSORBED)
     assert absorbable(some, secure=False) == ()
     assert absorbable(some, secure=True) == ("c",)
+    untrained = members(c=Stage.UPLOADED, b=Stage.ASKED, a=Stage.UPLOADED)
+    assert absorbable(untrained, secure=False) == ("a",)
     all_there = members(c=Stage.UPLOADED, b=Stage.UPLOADED, a=Stage.ABSORBED)
     assert absorbable(all_there, secure=False) == ("b", "c")
     without_b = members(c=Stage.UPLOADED, b=(Stage.TRAINED, True), a=(Stage.UPLOADED, True))
@@ -176,8 +179,18 @@ def test_a_round_wants_one_item_of_a_node_at_the_right_stage(phase, secure):
     for stage, dropped in itertools.product(Stage, (False, True)):
         wanted = wanted_in_round(phase, "n", [Member("n", stage, dropped)], secure=secure)
         fits = step is not None and stage == step.before and not dropped
-        assert wanted == (step.kind if fits else None)
+        early = (phase, secure, stage, dropped) == ("training", False, Stage.TRAINED, False)
+        assert wanted == ("upload" if early else step.kind if fits else None)
     assert wanted_in_round(phase, "stranger", members(n=Stage.ASKED), secure=secure) is None
+
+
+def test_an_answer_takes_its_node_to_the_stage_behind_its_item():
+    assert stage_after("train", "training", secure=False) == Stage.TRAINED
+    assert stage_after("upload", "training", secure=False) == Stage.UPLOADED
+    assert stage_after("upload", "uploading", secure=True) == Stage.UPLOADED
+    assert stage_after("unmask", "unmasking", secure=True) == Stage.REVEALED
+    with pytest.raises(Conflict):
+        stage_after("train", "opening", secure=False)
 
 
 WANTED = {

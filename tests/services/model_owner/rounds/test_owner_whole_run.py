@@ -246,6 +246,48 @@ def test_plain_uploads_come_at_any_time_and_are_summed_in_the_order_of_the_names
     np.testing.assert_array_equal(federation.present_weights(run), wanted)
 
 
+def test_a_plain_round_takes_updates_while_other_sites_still_train(federation):
+    """The same item however often it is asked for, whoever has trained meanwhile."""
+    federation.with_model()
+    run = federation.start(**PLAIN)
+    federation.until("train")
+    before = federation.present_weights(run)
+    federation.turn("node-a")
+    asked = federation.nodes["node-a"].ask()
+    assert (asked.kind, dict(asked.samples)) == ("upload", {"node-a": 10})
+    federation.turn("node-c")
+    assert federation.nodes["node-a"].ask() == asked
+    federation.turn("node-a", "node-c")
+    assert stages(federation, run) == ["absorbed", "asked", "uploaded"]
+    assert federation.show(run)["reports"][0]["phase"] == "training"
+    assert federation.nodes["node-a"].ask() is None
+    federation.turn("node-b")
+    federation.turn("node-b")
+    wanted = before + exact_mean(federation, 1, NODES)
+    np.testing.assert_array_equal(federation.present_weights(run), wanted)
+
+
+def test_a_site_that_never_trains_costs_a_plain_round_nothing_that_came_before(federation):
+    federation.with_model()
+    run = federation.start(**PLAIN)
+    federation.until("train")
+    before = federation.present_weights(run)
+    others = ("node-a", "node-c")
+    federation.run_out(*others)
+    assert stages(federation, run) == ["absorbed", "asked", "uploaded"]
+    federation.forward()
+    wanted = before + exact_mean(federation, 1, others)
+    np.testing.assert_array_equal(federation.present_weights(run), wanted)
+
+
+def test_a_secure_round_takes_no_update_before_all_have_trained(federation):
+    federation.with_model()
+    federation.start(**SECURE)
+    federation.until("train")
+    federation.turn("node-a")
+    assert federation.nodes["node-a"].ask() is None
+
+
 def test_a_site_that_never_evaluates_does_not_hold_up_the_end(federation):
     federation.with_model()
     run = federation.start(**PLAIN)
