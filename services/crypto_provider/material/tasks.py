@@ -15,7 +15,7 @@ from primia.chassis.files import out_of_space_is_typed, replace_durably
 from primia.chassis.jobs import Sweep, Task
 from primia.chassis.leases import lease
 from primia.chassis.telemetry import get_logger
-from primia.errors import PrimiaError
+from primia.errors import MalformedMessage, PrimiaError
 from primia.fss import kernels
 from primia.fss.kernel import Generator
 from primia.mpc import linear_maps
@@ -179,7 +179,11 @@ def refill_plan(ctx: Context, plan_id: str) -> None:
         wanted = missing_stock(row.stock, ready, making)
         if not row.active or not wanted:
             return
-        sizes = Sizes.of(Plan.parse(row.document.encode()), row.batch)
+        try:
+            sizes = Sizes.of(Plan.parse(row.document.encode()), row.batch)
+        except MalformedMessage as error:
+            log.warning("no stock: a plan of another release", plan=plan_id, reason=error.detail)
+            return
         count = affordable(
             wanted,
             sizes.disk,

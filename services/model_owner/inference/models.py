@@ -8,6 +8,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 from primia.chassis.files import Files
+from primia.chassis.telemetry import get_logger
+from primia.errors import MalformedMessage
 from primia.messages.inference import MAX_BATCH
 from primia.mpc import costs
 from primia.mpc.compiled import CompiledModel
@@ -15,6 +17,7 @@ from primia.mpc.owner import PreparedModel
 from primia.mpc.plan import Plan
 from primia.ring import MakeMap
 
+log = get_logger(__name__)
 _FOLDER = "compiled"
 
 
@@ -34,9 +37,15 @@ def remove(files: Files, plan_id: str) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def largest_batch(document: str, limit: int) -> int:
-    """Images that a session of this plan takes within ``limit`` bytes of memory."""
-    return costs.largest_batch(Plan.parse(document.encode()), limit, MAX_BATCH)
+def largest_batch(document: str, limit: int) -> int | None:
+    """Images that a session of this plan takes within ``limit`` bytes of memory; None for a plan
+    that another release has compiled."""
+    try:
+        plan = Plan.parse(document.encode())
+    except MalformedMessage as error:
+        log.warning("a served plan is of another release; serve it anew", reason=error.detail)
+        return None
+    return costs.largest_batch(plan, limit, MAX_BATCH)
 
 
 class PreparedModels:

@@ -83,10 +83,11 @@ _EXAMPLES: Any = {
 def served(_node: Node, ctx: Ctx) -> ServedModels:
     """Public descriptions and digests; weights are never given."""
     grouped: dict[tuple[str, int], list[store.CompiledPlanRow]] = {}
+    limit = ctx.settings.max_session_bytes
     with ctx.db.reading() as session:
         for row in store.served(session, MAX_SERVED):
-            grouped.setdefault((row.model, row.version), []).append(row)
-        limit = ctx.settings.max_session_bytes
+            if models.largest_batch(row.document or "", limit) is not None:
+                grouped.setdefault((row.model, row.version), []).append(row)
         found = tuple(_served(session, rows, limit) for rows in grouped.values())
     return ServedModels(models=found)
 

@@ -170,6 +170,20 @@ def test_the_stock_is_kept_and_refilled(dealer, speak):
     assert speak(dealer, "model-owner")("GET", f"/plans/{PLAN_ID}").json()["dealing"] == 1
 
 
+def test_a_plan_of_another_release_holds_up_no_other_stock(dealer, speak):
+    other, document = "00" * 16, b'{"version":1}'.decode()
+    register(speak, dealer, plan_id=other)
+    register(speak, dealer)
+    with dealer.db.session() as session:
+        for row in store.active_plans(session):
+            row.stock = 1
+            row.document = document if row.id == other else row.document
+    tasks.refill(dealer)
+    owner = speak(dealer, "model-owner")
+    found = [owner("GET", f"/plans/{plan}").json()["dealing"] for plan in (other, PLAN_ID)]
+    assert found == [0, 1]
+
+
 def test_a_node_takes_over_a_deal_that_is_being_made(dealer, speak):
     register(speak, dealer, stock=1)
     deal = ask(speak, dealer).json()

@@ -44,12 +44,14 @@ class Party1:
 
     def __init__(self, grid, node=NODE):
         self.grid, self.node = grid, node
-        found = ServedModels.model_validate_json(self.call("GET", "/inference/models").content)
-        self.model = found.models[0]
+        self.model = self.listed().models[0]
         self.served = next(plan for plan in self.model.plans if plan.result == "scores")
 
     def call(self, method, path, service=OWNER, **options):
         return self.grid.call(method, service, path, who=self.node, **options)
+
+    def listed(self):
+        return ServedModels.model_validate_json(self.call("GET", "/inference/models").content)
 
     def plan(self):
         card = self.model.card
@@ -433,6 +435,20 @@ def test_withdrawing(grid):
     assert plan["active"] is False
     again = grid.ask_serving(name)[0]
     assert again["plan"] != served["plan"]
+
+
+def test_a_plan_of_another_release_is_not_listed_and_hides_no_other(grid):
+    name = f"old{next(_names)}"
+    plan = grid.serve(name)[0]["plan"]
+    with grid[OWNER].ctx.db.session() as session:
+        row = owner_store.serving(session, plan)
+        row.document, document = '{"version":1}', row.document
+    listed = [each.card.name for each in Party1(grid).listed().models]
+    assert listed
+    assert name not in listed
+    with grid[OWNER].ctx.db.session() as session:
+        owner_store.serving(session, plan).document = document
+    assert name in [each.card.name for each in Party1(grid).listed().models]
 
 
 def test_while_the_dealer_is_away_the_row_waits(grid, monkeypatch):
