@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from primia.messages.inference import OCTETS, SESSION_TOKEN_HEADER
 from services.model_owner.inference import sessions, store
 from services.model_owner.inference.domain import SessionState, check_steppable
 
-_CLIENT = "inference.forward"
+_CLIENT, _TARGETS = "inference.forward", "inference.targets"
 # A step is one layer's arithmetic; a wide layer and a large batch on a busy machine take a while.
 _TIMEOUT = httpx.Timeout(120, connect=3)
 # While a body arrives, its session's worker is told so: at most so often, at least so many bytes.
@@ -30,6 +31,7 @@ class Target:
     """Where a session is held, and the secret that its worker asks for."""
 
     session: str
+    node: str
     host: str
     token: str
     largest_body: int
@@ -42,15 +44,49 @@ class Answer:
     content: bytes
 
 
+class Targets:
+    """The latest sessions that a step was passed on to: a step waits for no database.
+
+    Only a hint. The worker alone knows whether a session still lives; where it does not, the row
+    says why.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._found: OrderedDict[tuple[str, str], Target] = OrderedDict()
+
+    def get(self, session_id: str, node: str) -> Target | None:
+        return self._found.get((session_id, node))
+
+    def put(self, session_id: str, node: str, target: Target) -> None:
+        self._found[session_id, node] = target
+        while len(self._found) > self._capacity:
+            self._found.popitem(last=False)
+
+    def drop(self, session_id: str, node: str) -> None:
+        self._found.pop((session_id, node), None)
+
+
+def known(ctx: Context) -> Targets:
+    found: Targets = ctx.extras.setdefault(_TARGETS, Targets(ctx.settings.max_sessions))
+    return found
+
+
 def find(ctx: Context, session_id: str, node: str) -> Target:
     """Raises NotFound (also for another node's session), Conflict or Spent."""
+    target = _read(ctx, session_id, node)
+    known(ctx).put(session_id, node, target)
+    return target
+
+
+def _read(ctx: Context, session_id: str, node: str) -> Target:
     with ctx.db.reading() as session:
         row = store.session_of(session, session_id, node)
     check_steppable(SessionState(row.state), row.reason)
     assert row.host is not None  # of a ready session
     assert row.token is not None
     token = ctx.secrets.open(row.token, sessions.token_purpose(session_id)).decode()
-    return Target(session_id, row.host, token, row.largest_body)
+    return Target(session_id, node, row.host, token, row.largest_body)
 
 
 class Upload:
@@ -78,7 +114,8 @@ class Upload:
 
 
 def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b"") -> Answer:
-    """Pass a message on. A worker that is gone ends the session."""
+    """Pass a message on. A worker that is gone ends the session; of one that has ended, as
+    ``find``."""
     headers = {
         SESSION_TOKEN_HEADER: target.token,
         REQUEST_ID_HEADER: current_request_id(),
@@ -99,6 +136,8 @@ def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b""
 
 
 def _lost(ctx: Context, target: Target) -> Spent:
+    known(ctx).drop(target.session, target.node)
+    _read(ctx, target.session, target.node)
     sessions.broke(ctx, target.session, _GONE)
     return Spent(f"This session is gone: {_GONE}.", hint="Burn its deal and open a new session.")
 

@@ -310,7 +310,9 @@ async def step(
 async def _pass_on(
     ctx: Context, request: Request, session_id: str, node: str, path: str
 ) -> Response:
-    target = await run_sync(forward.find, ctx, session_id, node)
+    target = forward.known(ctx).get(session_id, node)
+    if target is None:
+        target = await run_sync(forward.find, ctx, session_id, node)
     body = await read_body(request, target.largest_body, forward.Upload(ctx, target).came)
     # A thread waits while the worker computes: of a number of their own, so that steps never take
     # all the threads that the other routes need.

@@ -217,6 +217,36 @@ def test_ending_a_session_burns_its_deal(grid, party):
     wait_until(lambda: grid.deals()[session.deal] == "spent")
 
 
+def test_a_session_is_looked_up_once_and_its_end_is_told_all_the_same(grid, party, monkeypatch):
+    session, client = party.open()
+    looked = []
+    read = forward._read
+    monkeypatch.setattr(forward, "_read", lambda *asked: looked.append(asked) or read(*asked))
+    assert party.put(session.id, "offline", client.offline()).status_code == 200
+    first = client.first(IMAGE)
+    for _ in range(2):
+        assert party.put(session.id, "steps/0", first).status_code == 200
+    assert len(looked) == 1
+    other = Party1(grid, OTHER)
+    assert other.put(session.id, "steps/0", first).status_code == 404
+    host = grid[OWNER].worker.extras[sessions.WORKER].host
+    host._sessions[session.id].touched -= 1000
+    keep_once(grid[OWNER].worker, host)
+    answer = party.put(session.id, "steps/0", first)
+    assert (answer.status_code, "too long" in answer.json()["detail"]) == (410, True)
+
+
+def test_the_targets_of_the_latest_sessions_are_kept():
+    found = forward.Targets(2)
+    for name in ("a", "b", "c"):
+        found.put(name, "node", forward.Target(name, "node", "http://worker", "secret", 1))
+    assert [found.get(name, "node") is not None for name in ("a", "b", "c")] == [False, True, True]
+    assert found.get("c", "another") is None
+    found.drop("c", "node")
+    assert found.get("c", "node") is None
+    assert "secret" not in repr(found) + repr(found.get("b", "node"))
+
+
 def test_idle_sessions_expire(grid, party):
     session, client = party.open()
     host = grid[OWNER].worker.extras[sessions.WORKER].host
