@@ -101,8 +101,9 @@ def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -
         at = lane % (gate.ways - 1)
         wrapped = None
         if gate.widen:
-            moved = (value + np.uint32(gate.centre)) & ones(gate.width)
-            wrapped, value = _ONE - sign(gate, moved), moved - np.uint32(gate.centre)
+            moved = _moved(gate, value)
+            wrapped = _ONE - sign(gate, moved)
+            value = moved - np.uint32(gate.centre) if gate.centre else value
         products = []
         for factor in FACTORS[gate.ways][at]:
             masked = shares(Item(factor, "r", lane))
@@ -123,6 +124,11 @@ def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -
     if gate.ways == 2:
         return chosen
     return [u + v for u, v in zip(chosen[::2], chosen[1::2], strict=True)]
+
+
+def _moved(gate: Gate, value: Ring) -> Ring:
+    """y + centre, opened."""
+    return (value + np.uint32(gate.centre)) & ones(gate.width) if gate.centre else value
 
 
 def _deciding(gate: Gate, lane: int, numbers: Ring) -> tuple[Ring, ...]:
