@@ -20,7 +20,7 @@ from primia.messages.rounds import TrainingSettings
 
 if TYPE_CHECKING:  # torch, for those who simulate
     from primia.evaluation.figures import Rate
-    from primia.simulation.comparing import Comparison
+    from primia.simulation.comparing import Comparison, Outcome
     from primia.simulation.modes import Plan
 
 
@@ -131,7 +131,7 @@ def tables(found: Comparison) -> Group:
             _rate(o.figures.accuracy),
             output.number(o.figures.balanced_accuracy),
             output.number(o.figures.auc),
-            output.number(o.figures.mcc),
+            _correlation(o),
         )
         for o in found.outcomes
     ]
@@ -160,6 +160,15 @@ def tables(found: Comparison) -> Group:
             pairs,
         ),
     )
+
+
+def _correlation(found: Outcome) -> str:
+    import numpy as np
+
+    from primia.evaluation.metrics import correlation_interval
+
+    low, high = correlation_interval(np.array(found.figures.confusion, dtype=np.float64))
+    return f"{found.figures.mcc:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _rate(rate: Rate | None) -> str:
