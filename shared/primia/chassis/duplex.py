@@ -11,6 +11,7 @@ What may wait unread is bounded; what waits to be sent is bounded by the protoco
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -128,7 +129,8 @@ class Outbox:
     def _notify(self) -> None:
         if self._wake is not None:
             loop, event = self._wake
-            loop.call_soon_threadsafe(event.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(event.set)
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
         event = asyncio.Event()
