@@ -165,7 +165,7 @@ def tables(found: Comparison) -> Group:
 def _correlation(found: Outcome) -> str:
     import numpy as np
 
-    from primia.evaluation.metrics import correlation_interval
+    from primia.evaluation.measuring import correlation_interval
 
     low, high = correlation_interval(np.array(found.figures.confusion, dtype=np.float64))
     return f"{found.figures.mcc:.3f} ({low:.3f}–{high:.3f})"

@@ -1,5 +1,6 @@
 """Figures from counts. Intervals: Wilson's for shares (statsmodels), Hanley and McNeil's (1982) for
-areas under the curve. Heavy libraries: web processes import this where it is needed."""
+areas under the curve, the delta method for correlations. Heavy libraries: web processes import this
+where it is needed."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from primia.evaluation.figures import ClassFigures, Figures, Rate, Reliability
 from primia.evaluation.metrics import correlation
 
 _NORMAL_95 = 1.959963984540054
+# Of a finite difference, as a share of the images.
+_STEP = 1e-5
 
 
 def figures(counts: Counts, labels: tuple[str, ...], *, masks: bool = False) -> Figures:
@@ -91,6 +94,24 @@ def _area(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> Rate:
     area = float((positives * (below + negatives / 2)).sum() / (n * m))
     spread = _hanley_mcneil(area, n, m)
     return Rate(value=area, interval=(max(0.0, area - spread), min(1.0, area + spread)))
+
+
+def correlation_interval(confusion: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % of ``correlation``: the delta method over the cells of a multinomial table; nothing but
+    the value itself where a side has one class only."""
+    images, value = confusion.sum(), correlation(confusion)
+    if min(np.count_nonzero(confusion.sum(axis=side)) for side in (0, 1)) < 2:
+        return value, value
+    slopes = np.empty_like(confusion)  # per share of the images, (K, K)
+    for cell in np.ndindex(confusion.shape):
+        step = np.zeros_like(confusion)
+        step[cell] = _STEP * images
+        above, below = correlation(confusion + step), correlation(confusion - step)
+        slopes[cell] = (above - below) / (2 * _STEP)
+    shares = confusion / images
+    variance = (shares * slopes**2).sum() - (shares * slopes).sum() ** 2
+    half = _NORMAL_95 * float(np.sqrt(max(0.0, variance) / images))
+    return max(-1.0, value - half), min(1.0, value + half)
 
 
 def _hanley_mcneil(area: float, positives: int, negatives: int) -> float:

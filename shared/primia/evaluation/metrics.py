@@ -18,10 +18,6 @@ from primia.errors import InvalidInput
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
-_NORMAL_95 = 1.959963984540054
-# Of a finite difference, as a share of the images.
-_STEP = 1e-5
-
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -165,24 +161,6 @@ def correlation(confusion: NDArray[np.float64]) -> float:
     covariance = np.trace(confusion) * total - true @ taken
     variances = (total**2 - taken @ taken) * (total**2 - true @ true)
     return float(covariance / np.sqrt(variances)) if variances else 0.0
-
-
-def correlation_interval(confusion: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % of ``correlation``: the delta method over the cells of a multinomial table; nothing but
-    the value itself where a side has one class only."""
-    images, value = confusion.sum(), correlation(confusion)
-    if min(np.count_nonzero(confusion.sum(axis=side)) for side in (0, 1)) < 2:
-        return value, value
-    slopes = np.empty_like(confusion)  # per share of the images, (K, K)
-    for cell in np.ndindex(confusion.shape):
-        step = np.zeros_like(confusion)
-        step[cell] = _STEP * images
-        above, below = correlation(confusion + step), correlation(confusion - step)
-        slopes[cell] = (above - below) / (2 * _STEP)
-    shares = confusion / images
-    variance = (shares * slopes**2).sum() - (shares * slopes).sum() ** 2
-    half = _NORMAL_95 * float(np.sqrt(max(0.0, variance) / images))
-    return max(-1.0, value - half), min(1.0, value + half)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from primia.evaluation.metrics import correlation, correlation_interval
+from primia.evaluation.measuring import correlation_interval
+from primia.evaluation.metrics import correlation
 
 TABLES = {
     "three classes": [[134, 1, 3], [17, 68, 34], [22, 2, 48]],

@@ -211,12 +211,17 @@ def test_a_run_fails_with_the_reason_when_its_repeats_are_used_up(federation):
     assert federation.nodes["node-a"].ask() is None
 
 
-@pytest.mark.parametrize("kind", ["train", "upload"])
-def test_a_plain_round_goes_on_without_a_silent_node(federation, kind):
+def asked_to_train(federation) -> tuple[str, np.ndarray]:
+    """A plain run whose sites are all asked to train; its weights."""
     federation.with_model()
     run = federation.start(**PLAIN)
     federation.until("train")
-    before = federation.present_weights(run)
+    return run, federation.present_weights(run)
+
+
+@pytest.mark.parametrize("kind", ["train", "upload"])
+def test_a_plain_round_goes_on_without_a_silent_node(federation, kind):
+    run, before = asked_to_train(federation)
     others = ("node-b", "node-c")
     federation.turn(*(others if kind == "train" else NODES))
     federation.run_out(*others)
@@ -248,10 +253,7 @@ def test_plain_uploads_come_at_any_time_and_are_summed_in_the_order_of_the_names
 
 def test_a_plain_round_takes_updates_while_other_sites_still_train(federation):
     """The same item however often it is asked for, whoever has trained meanwhile."""
-    federation.with_model()
-    run = federation.start(**PLAIN)
-    federation.until("train")
-    before = federation.present_weights(run)
+    run, before = asked_to_train(federation)
     federation.turn("node-a")
     asked = federation.nodes["node-a"].ask()
     assert (asked.kind, dict(asked.samples)) == ("upload", {"node-a": 10})
@@ -268,10 +270,7 @@ def test_a_plain_round_takes_updates_while_other_sites_still_train(federation):
 
 
 def test_a_site_that_never_trains_costs_a_plain_round_nothing_that_came_before(federation):
-    federation.with_model()
-    run = federation.start(**PLAIN)
-    federation.until("train")
-    before = federation.present_weights(run)
+    run, before = asked_to_train(federation)
     others = ("node-a", "node-c")
     federation.run_out(*others)
     assert stages(federation, run) == ["absorbed", "asked", "uploaded"]
