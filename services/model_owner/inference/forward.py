@@ -114,8 +114,26 @@ class Upload:
 
 
 def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b"") -> Answer:
-    """Pass a message on. A worker that is gone ends the session; of one that has ended, as
-    ``find``."""
+    """Pass a message on: to where the session is now, if it is no longer where it was.
+
+    A worker that is gone ends the session; of one that has ended, as ``find``.
+    """
+    found = _ask(ctx, target, method, path, body)
+    if found is None:
+        known(ctx).drop(target.session, target.node)
+        now = find(ctx, target.session, target.node)
+        found = _ask(ctx, now, method, path, body) if now != target else None
+    if found is None:
+        known(ctx).drop(target.session, target.node)
+        sessions.broke(ctx, target.session, _GONE)
+        raise Spent(f"This session is gone: {_GONE}.", hint="Burn its deal and open a new session.")
+    return Answer(found.status_code, found.headers.get("Content-Type", OCTETS), found.content)
+
+
+def _ask(
+    ctx: Context, target: Target, method: str, path: str, body: bytes
+) -> httpx.Response | None:
+    """None: no worker there holds this session under this token."""
     headers = {
         SESSION_TOKEN_HEADER: target.token,
         REQUEST_ID_HEADER: current_request_id(),
@@ -124,22 +142,13 @@ def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b""
     url = f"{target.host}/sessions/{target.session}{path}"
     try:
         found = _client(ctx).request(method, url, content=body, headers=headers)
-    except httpx.ConnectError as error:
-        raise _lost(ctx, target) from error
+    except httpx.ConnectError:
+        return None
     except httpx.HTTPError as error:
         raise PeerUnavailable(
             f"The worker did not answer ({type(error).__name__}).", hint="Send the step again."
         ) from error
-    if found.status_code == 404:
-        raise _lost(ctx, target)
-    return Answer(found.status_code, found.headers.get("Content-Type", OCTETS), found.content)
-
-
-def _lost(ctx: Context, target: Target) -> Spent:
-    known(ctx).drop(target.session, target.node)
-    _read(ctx, target.session, target.node)
-    sessions.broke(ctx, target.session, _GONE)
-    return Spent(f"This session is gone: {_GONE}.", hint="Burn its deal and open a new session.")
+    return None if found.status_code in (403, 404) else found
 
 
 def _client(ctx: Context) -> httpx.Client:

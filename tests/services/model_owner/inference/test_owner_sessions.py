@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from datetime import timedelta
 from itertools import count
@@ -234,6 +235,16 @@ def test_a_session_is_looked_up_once_and_its_end_is_told_all_the_same(grid, part
     keep_once(grid[OWNER].worker, host)
     answer = party.put(session.id, "steps/0", first)
     assert (answer.status_code, "too long" in answer.json()["detail"]) == (410, True)
+
+
+@pytest.mark.parametrize("stale", [{"token": "another"}, {"host": "http://127.0.0.1:9"}])
+def test_a_session_that_is_held_elsewhere_than_it_was_is_found(grid, party, stale):
+    session, client = party.open()
+    api = grid[OWNER].ctx
+    held = forward.find(api, session.id, NODE)
+    forward.known(api).put(session.id, NODE, dataclasses.replace(held, **stale))
+    assert party.put(session.id, "offline", client.offline()).status_code == 200
+    assert forward.known(api).get(session.id, NODE) == held
 
 
 def test_the_targets_of_the_latest_sessions_are_kept():
