@@ -63,6 +63,7 @@ def _summed(document: RunDocument) -> str:
 
 
 def _course(document: RunDocument) -> Iterable[str]:
+    yield from _lost(document)
     rounds = [each for each in document.run.reports if each.phase == "done"]
     if not rounds:
         yield "<p>No round has been finished.</p>"
@@ -106,6 +107,20 @@ def _course(document: RunDocument) -> Iterable[str]:
             for each in rounds
         ),
     )
+
+
+def _lost(document: RunDocument) -> Iterable[str]:
+    """Sites that were not in the sum of a round, and rounds that were given up; each with why."""
+    rounds = [*document.run.reports, *document.run.evaluations]
+    lines = [
+        (each.number, site.node, site.dropped)
+        for each in rounds
+        for site in each.sites
+        if site.dropped is not None
+    ]
+    lines += [(each.number, "all", each.reason) for each in rounds if each.phase == "abandoned"]
+    if lines:
+        yield _table("Left out", ("round", "site", "reason"), sorted(lines))
 
 
 def _evaluation(document: RunDocument) -> Iterable[str]:

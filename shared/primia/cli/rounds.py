@@ -268,10 +268,10 @@ def tables(found: RunReport) -> Group:
         notes = ", ".join(str(note) for note in (r.graph, r.reason) if note)
         lines.append((r.number, "all", r.training.samples, loss, accuracy, "", "", "", notes))
     result = found.final
+    made = f", registered as version {found.final_version}" if found.final_version else ""
     final = (
         f"Final model on the sites' validation images: {found.accuracy_is} "
-        f"{output.percent(result.accuracy)}, "
-        f"loss {output.number(result.loss)}, registered as version {found.final_version}."
+        f"{output.percent(result.accuracy)}, loss {output.number(result.loss)}{made}."
         if result
         else ""
     )

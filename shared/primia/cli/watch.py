@@ -51,9 +51,12 @@ def watch_run(
 
 
 def share_done(report: RunReport) -> float:
-    """Rounds done over all rounds, counting the stages of the present one."""
+    """Rounds done over all rounds, counting the stages of the present one; a run that only
+    evaluates has none to count."""
     if report.state == "finished":
         return 1.0
+    if not report.rounds:
+        return 0.0
     part = 0.0
     if report.reports and report.reports[-1].ended is None:
         sites = [site for site in report.reports[-1].sites if site.dropped is None]

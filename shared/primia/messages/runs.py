@@ -136,8 +136,12 @@ class RunReport(RunSummary):
         )
 
     def findings(self) -> list[tuple[str, str]]:
-        """What was measured beside scores, in words: privacy, exactness, the sites' images."""
+        """What was measured beside scores, in words: who is not in it, privacy, exactness, the
+        sites' images."""
         found = []
+        absent = [each for each in self.absent if each not in self.reason]
+        if absent:
+            found.append(("Without", "; ".join(absent)))
         if self.step is not None:
             step = f"{self.step.parameters:.1g} a parameter, {self.step.buffers:.1g} a buffer value"
             found.append(("Error of the opened means", f"at most {step}"))
@@ -147,6 +151,17 @@ class RunReport(RunSummary):
             found.append(("Privacy of each site", f"{epsilon}, of the opened sums"))
         if self.statistics is not None:
             found.append(("Training images", _images(self.statistics, self.proposal.model)))
+        return found
+
+    @property
+    def absent(self) -> list[str]:
+        """The sites that were asked and do not take part, each with why."""
+        found = []
+        for site in self.sites:
+            if site.state == "refused":
+                found.append(f"{site.node} refused ({site.reason or 'no reason given'})")
+            elif site.state == "silent":
+                found.append(f"{site.node} did not answer in time")
         return found
 
     @property

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,6 +187,26 @@ def test_a_run_is_decided_on_left_cancelled_and_repeated(world: World, tmp_path:
     assert "No consent yet." in shown
     report.write_text("{}")
     assert "no report of a run" in world.primia("rounds", "repeat", str(report), fails=2)
+
+
+def test_a_run_that_only_evaluates_is_watched_to_its_end(world: World):
+    run = world.asked("--rounds", "0")
+    world.primia("rounds", "approve", run, "chest", "--node", NODE)
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.1):
+            turn(world.node)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            shown = world.primia("rounds", "watch", run)
+        finally:
+            over.set()
+        working.result()
+    assert "Final model on the sites' validation images" in shown
+    assert "registered" not in shown
 
 
 def test_a_search_is_followed_extended_plotted_and_cancelled(world: World, tmp_path: Path):

@@ -3,19 +3,22 @@ contract meet, without Celery."""
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from rich.console import Console
 
 from primia.chassis import migrate
 from primia.chassis.app import create_app
+from primia.cli.rounds import tables
 from primia.learning import images
 from primia.learning.cache import load_sizes
 from primia.learning.manifest import DatasetManifest, split
 from primia.learning.statistics import Statistics, measure
-from primia.messages.runs import RunDocument
+from primia.messages.runs import RunDocument, RunReport
 from services.data_node.datasets import store as datasets
 from services.data_node.training import store
 from services.model_owner.main import create_service
@@ -91,6 +94,28 @@ def test_a_site_whose_images_have_changed_drops_out_and_the_run_goes_on(
     (site,) = [s for s in shown["reports"][0]["sites"] if s["node"] == "node-c"]
     assert "data-set-changed" in site["dropped"]
     assert "person" not in str(shown)
+    page = model_owner.user("GET", f"/rounds/{run}/report.html").text
+    assert f"<td>1</td><td>node-c</td><td>{site['dropped']}</td>" in page
+
+
+def test_a_site_that_cannot_train_is_named_with_its_reason_where_the_run_goes_on(owner, sites):
+    """The other two are enough: nobody would look for a reason otherwise."""
+    model_owner, _ = owner
+    node = sites[2]
+    with node.db.session() as session:
+        datasets.remove(session, datasets.find(session, "chest"))
+    add_dataset(node, draw(Path(node.settings.data_roots[0]) / "few", 2, seed=9, classes=CLASSES))
+    run = model_owner.start(training={"image_size": 16, "batches": 1, "batch_size": 8})
+    play(model_owner, sites)
+    shown = RunReport.model_validate(model_owner.show(run))
+    assert shown.state == "finished"
+    said = "node-c refused (A batch is larger than the site's training images.)"
+    assert shown.absent == [said]
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(tables(shown))
+    assert f"Without: {said}." in printed.get()
+    assert escape(said) in model_owner.user("GET", f"/rounds/{run}/report.html").text
 
 
 def exact_statistics(sites) -> Statistics:
