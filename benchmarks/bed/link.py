@@ -35,10 +35,11 @@ _VNET_HEADER = 10
 _DESTINATION = _VNET_HEADER + 19  # the last byte of an IPv4 destination, which names the host
 _LARGEST = 65536 + _VNET_HEADER
 _QUEUE_BYTES = 512 << 20
-# Buffers for 10 Gbit/s over 200 ms, and no forgetting of a rate while parties compute: what a
-# sender on such a line is set to, alike for every system.
+# Buffers for 10 Gbit/s over 200 ms, a receiver's window that need not grow first (as deploy/k8s
+# sets it), and no forgetting of a rate while parties compute: what hosts on such a line are set to,
+# alike for every system.
 _SETTINGS = (
-    "net.ipv4.tcp_rmem=4096 131072 268435456",
+    "net.ipv4.tcp_rmem=4096 8388608 268435456",
     "net.ipv4.tcp_wmem=4096 65536 268435456",
     "net.ipv4.tcp_slow_start_after_idle=0",
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import httpx
 from anyio.to_thread import run_sync
 
+from primia.chassis import direct
 from primia.chassis.context import Context
 from primia.chassis.telemetry import REQUEST_ID_HEADER, current_request_id
 from primia.errors import PeerUnavailable, Spent
@@ -17,7 +18,7 @@ from primia.messages.inference import OCTETS, SESSION_TOKEN_HEADER
 from services.model_owner.inference import sessions, store
 from services.model_owner.inference.domain import SessionState, check_steppable
 
-_CLIENT, _TARGETS = "inference.forward", "inference.targets"
+_CONNECTIONS, _TARGETS = "inference.forward", "inference.targets"
 # A step is one layer's arithmetic; a wide layer and a large batch on a busy machine take a while.
 _TIMEOUT = httpx.Timeout(120, connect=3)
 # While a body arrives, its session's worker is told so: at most so often, at least so many bytes.
@@ -127,32 +128,35 @@ def send(ctx: Context, target: Target, method: str, path: str, body: bytes = b""
         known(ctx).drop(target.session, target.node)
         sessions.broke(ctx, target.session, _GONE)
         raise Spent(f"This session is gone: {_GONE}.", hint="Burn its deal and open a new session.")
-    return Answer(found.status_code, found.headers.get("Content-Type", OCTETS), found.content)
+    return found
 
 
-def _ask(
-    ctx: Context, target: Target, method: str, path: str, body: bytes
-) -> httpx.Response | None:
+def _ask(ctx: Context, target: Target, method: str, path: str, body: bytes) -> Answer | None:
     """None: no worker there holds this session under this token."""
-    headers = {
-        SESSION_TOKEN_HEADER: target.token,
-        REQUEST_ID_HEADER: current_request_id(),
-        "Content-Type": OCTETS,
-    }
-    url = f"{target.host}/sessions/{target.session}{path}"
+    request = httpx.Request(
+        method,
+        f"{target.host}/sessions/{target.session}{path}",
+        content=body,
+        headers={
+            SESSION_TOKEN_HEADER: target.token,
+            REQUEST_ID_HEADER: current_request_id(),
+            "Content-Type": OCTETS,
+        },
+        extensions={"timeout": _TIMEOUT.as_dict()},
+    )
     try:
-        found = _client(ctx).request(method, url, content=body, headers=headers)
+        with _connections(ctx).sent(request, body) as found:
+            content = b"".join(found.pieces)
     except httpx.ConnectError:
         return None
     except httpx.HTTPError as error:
         raise PeerUnavailable(
             f"The worker did not answer ({type(error).__name__}).", hint="Send the step again."
         ) from error
-    return None if found.status_code in (403, 404) else found
+    held = found.status not in (403, 404)
+    return Answer(found.status, found.media or OCTETS, content) if held else None
 
 
-def _client(ctx: Context) -> httpx.Client:
-    if _CLIENT not in ctx.extras:
-        ctx.extras.setdefault(_CLIENT, httpx.Client(timeout=_TIMEOUT))
-    client: httpx.Client = ctx.extras[_CLIENT]
-    return client
+def _connections(ctx: Context) -> direct.Connections:
+    found: direct.Connections = ctx.extras.setdefault(_CONNECTIONS, direct.Connections())
+    return found

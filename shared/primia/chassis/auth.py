@@ -8,7 +8,7 @@ in a cookie, which opens the documentation pages and nothing else.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import cast
 
@@ -83,10 +83,10 @@ def _cookie(headers: Headers) -> str | None:
     return jar[COOKIE].value if COOKIE in jar else None
 
 
-def require(*roles: Role) -> Callable[..., Principal]:
+def require(*roles: Role) -> Callable[..., Awaitable[Principal]]:
     """A dependency that yields the caller, who must have one of the roles."""
 
-    def caller(request: Request, _documented: object = Depends(_scheme)) -> Principal:
+    async def caller(request: Request, _documented: object = Depends(_scheme)) -> Principal:
         principal = cast("Principal | None", getattr(request.state, "principal", None))
         if principal is None:
             raise Unauthenticated("This service answers enrolled principals only.")

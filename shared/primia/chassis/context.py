@@ -57,7 +57,7 @@ def build(service: str, settings: ServiceSettings, clock: Clock | None = None) -
     )
 
 
-def context(request: Request) -> Context:
+async def context(request: Request) -> Context:  # a thread for it would cost more than it does
     return cast(Context, request.app.state.context)
 
 

@@ -11,13 +11,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from primia.chassis import bulk
+from primia.chassis import direct
 from primia.chassis.files import out_of_space_is_typed
 from primia.chassis.identity import Identity
 from primia.chassis.telemetry import REQUEST_ID_HEADER, current_request_id
@@ -68,6 +68,7 @@ class PeerClient:
             ),
             follow_redirects=False,
         )
+        self._connections = direct.Connections()
 
     def request(
         self,
@@ -91,12 +92,11 @@ class PeerClient:
             sent["Content-Type"] = "application/json"
         elif content is not None:
             sent.setdefault("Content-Type", BINARY)
-        repeatable = method != "POST" and (content is None or isinstance(content, bytes))
 
         def once() -> httpx.Response:
             return self._once(method, path, content, params, sent, timeout, max(largest, _MAX_JSON))
 
-        return self._retrying(once) if repeatable else once()
+        return self._retrying(once) if _repeatable(content, method) else once()
 
     def _retrying(self, once: Any) -> httpx.Response:
         attempts = Retrying(
@@ -118,34 +118,46 @@ class PeerClient:
         timeout: float | None,
         largest: int,
     ) -> httpx.Response:
-        try:
-            with self._http.stream(
-                method,
-                path,
-                content=content,
-                params=params,
-                headers=headers,
-                timeout=_TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5),
-            ) as answer:
-                return self._accepted(self._whole(answer, largest))
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
-
-    def _whole(self, answer: httpx.Response, largest: int) -> httpx.Response:
-        """The answer with its body in memory, as it is on the wire: no decompression."""
-        body = bytearray()
-        for piece in answer.iter_raw():
-            body += piece
-            if len(body) > largest:
-                raise MalformedMessage(f"{self.name} answered with more than {largest} bytes.")
-        media = {"Content-Type": answer.headers.get("Content-Type", "")}
-        return httpx.Response(answer.status_code, headers=media, content=bytes(body))
-
-    def _away(self, error: Exception) -> PeerUnavailable:
-        return PeerUnavailable(
-            f"{self.name} cannot be reached ({type(error).__name__}).",
-            hint="Is it running, and is its address right?",
+        request = self._http.build_request(
+            method, path, content=content, params=params, headers=headers, timeout=_limit(timeout)
         )
+        with self._sent(request, content) as answer:
+            return self._accepted(self._whole(answer, largest))
+
+    @contextlib.contextmanager
+    def _sent(self, request: httpx.Request, content: Body | None = None) -> Iterator[direct.Answer]:
+        """Whatever the answer is. Raises PeerUnavailable, here and where its body is read."""
+        with self._errors_are_typed():
+            if _repeatable(content, request.method) and direct.reached_directly(request.url):
+                next(self._signing.auth_flow(request))
+                with self._connections.sent(request, content) as answer:
+                    yield answer
+                return
+            sent = self._http.send(request, stream=True)
+            with contextlib.closing(sent):
+                media = sent.headers.get("Content-Type", "")
+                yield direct.Answer(sent.status_code, media, sent.iter_raw())
+
+    def _whole(self, answer: direct.Answer, largest: int) -> httpx.Response:
+        """The answer with its body in memory, as it is on the wire: no decompression."""
+        pieces, size = [], 0
+        for piece in answer.pieces:
+            pieces.append(piece)
+            size += len(piece)
+            if size > largest:
+                raise MalformedMessage(f"{self.name} answered with more than {largest} bytes.")
+        media = {"Content-Type": answer.media}
+        return httpx.Response(answer.status, headers=media, content=b"".join(pieces))
+
+    @contextlib.contextmanager
+    def _errors_are_typed(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise PeerUnavailable(
+                f"{self.name} cannot be reached ({type(error).__name__}).",
+                hint="Is it running, and is its address right?",
+            ) from error
 
     def _accepted(self, answer: httpx.Response) -> httpx.Response:
         if answer.is_success:
@@ -198,14 +210,15 @@ class PeerClient:
         self, path: str, headers: Mapping[str, str] | None = None, timeout: float | None = None
     ) -> Iterator[httpx.Response]:
         """A GET whose body is read piece by piece."""
-        limit = _TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=5)
-        try:
-            with self._http.stream("GET", path, headers=headers, timeout=limit) as answer:
-                yield (
-                    answer if answer.is_success else self._accepted(self._whole(answer, _MAX_JSON))
-                )
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
+        with (
+            self._errors_are_typed(),
+            self._http.stream("GET", path, headers=headers, timeout=_limit(timeout)) as answer,
+        ):
+            if not answer.is_success:
+                media = answer.headers.get("Content-Type", "")
+                told = direct.Answer(answer.status_code, media, answer.iter_raw())
+                self._accepted(self._whole(told, _MAX_JSON))
+            yield answer
 
     def download(self, path: str, target: Path, size: int, seen: Seen | None = None) -> None:
         """Fetch exactly ``size`` bytes into ``target``, going on where an earlier try broke off.
@@ -224,11 +237,14 @@ class PeerClient:
 
     def _append(self, path: str, target: Path, at: int, size: int, seen: Seen | None) -> None:
         headers = {"Range": f"bytes={at}-"} if at else {}
-        with self._body(path, headers) as (status, pieces):
-            if at and status != 206:
+        request = self._http.build_request("GET", path, headers=headers)
+        with self._sent(request) as answer:
+            if not 200 <= answer.status < 300:
+                self._accepted(self._whole(answer, _MAX_JSON))
+            if at and answer.status != 206:
                 at = 0
             with out_of_space_is_typed(), target.open("ab" if at else "wb") as file:
-                for piece in pieces:
+                for piece in answer.pieces:
                     if at + len(piece) > size:
                         raise MalformedMessage(f"{self.name} sends more than the {size} bytes.")
                     file.write(piece)
@@ -238,29 +254,9 @@ class PeerClient:
         if at < size:
             raise PeerUnavailable(f"{self.name} broke off a download.")
 
-    @contextlib.contextmanager
-    def _body(
-        self, path: str, headers: Mapping[str, str]
-    ) -> Iterator[tuple[int, Iterator[bytes | memoryview]]]:
-        """Status and body of a GET; a piece is valid until the next is asked for."""
-        request = self._http.build_request("GET", path, headers=headers)
-        if not bulk.reached_directly(request.url):
-            with self.stream(path, headers) as answer:
-                yield answer.status_code, answer.iter_raw()
-            return
-        next(self._signing.auth_flow(request))
-        try:
-            with bulk.opened(request) as body:
-                if not 200 <= body.status < 300:
-                    told = body.read(_MAX_JSON)
-                    media = {"Content-Type": body.media}
-                    self._accepted(httpx.Response(body.status, headers=media, content=told))
-                yield body.status, body.pieces()
-        except httpx.HTTPError as error:
-            raise self._away(error) from error
-
     def close(self) -> None:
         self._http.close()
+        self._connections.close()
 
 
 class Peers:
@@ -289,6 +285,14 @@ class Peers:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
+
+
+def _repeatable(content: Body | None, method: str) -> TypeGuard[bytes | None]:
+    return method != "POST" and (content is None or isinstance(content, bytes))
+
+
+def _limit(seconds: float | None) -> httpx.Timeout:
+    return _TIMEOUT if seconds is None else httpx.Timeout(seconds, connect=5)
 
 
 def _problem(answer: httpx.Response) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from primia.chassis.identity import Identity
 from primia.chassis.peers import PeerClient
-from primia.errors import MalformedMessage, PeerRefused
+from primia.errors import MalformedMessage, PeerRefused, PeerUnavailable
 
 MIB = 1 << 20
 
@@ -28,7 +30,30 @@ class _Peer(BaseHTTPRequestHandler):
         type(self).connections += 1
 
     def do_GET(self) -> None:
-        {"/endless": self._endless, "/bomb": self._bomb, "/no": self._refuse}[self.path]()
+        answers = {
+            "/endless": self._endless,
+            "/bomb": self._bomb,
+            "/no": self._refuse,
+            "/nothing": self._nothing,
+            "/closed": self._close,
+        }
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answers[self.path]()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def _nothing(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def _close(self) -> None:
+        """After the answer, and without a word of it."""
+        self._bomb()
+        self.close_connection = True
 
     def _endless(self) -> None:
         self.send_response(200)
@@ -97,10 +122,42 @@ def test_the_reason_of_a_refusal_is_told(client):
 
 
 @pytest.mark.parametrize(("idle", "connections"), [(30, 1), (61, 2)])
-def test_a_connection_is_kept_for_a_minute(client, monkeypatch, idle, connections):
+def test_a_connection_for_what_is_not_repeated_is_kept_for_a_minute(
+    client, monkeypatch, idle, connections
+):
     """A new one begins slowly, which costs seconds on a long line."""
-    client.request("GET", "/bomb")
+    client.request("POST", "/nothing")
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + idle)
     monkeypatch.setattr("httpcore._sync.http11.time", later)
-    client.request("GET", "/bomb")
+    client.request("POST", "/nothing")
     assert _Peer.connections == connections
+
+
+def test_whatever_the_answer_its_connection_is_used_again(client):
+    for method, path in (("GET", "/bomb"), ("PUT", "/nothing"), ("GET", "/no"), ("PUT", "/no")):
+        with contextlib.suppress(PeerRefused):
+            client.request(method, path, content=bytes(MIB) if method == "PUT" else None)
+    assert _Peer.connections == 1
+
+
+def test_a_connection_whose_answer_was_not_read_is_not_used_again(client):
+    with pytest.raises(MalformedMessage):
+        client.request("GET", "/endless")
+    assert client.request("PUT", "/nothing", content=b"x").status_code == 204
+    assert _Peer.connections == 2
+
+
+def test_a_kept_connection_that_the_peer_has_closed_is_replaced(client):
+    client.request("GET", "/closed")
+    time.sleep(0.1)
+    assert len(client.request("GET", "/bomb").content) < MIB
+    assert _Peer.connections == 2
+
+
+def test_a_peer_that_keeps_silent_is_unavailable():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        client = PeerClient(Identity.fresh("node-a"), "owner", url, attempts=1)
+        with pytest.raises(PeerUnavailable, match="ReadTimeout"):
+            client.request("PUT", "/", content=b"x", timeout=0.1)
+        client.close()
