@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from sqlalchemy.orm import Session
 
 from primia.chassis.context import Context
@@ -28,9 +31,20 @@ from services.model_owner.rounds.domain import resolve_graph, resolve_threshold
 from services.model_owner.rounds.tables import Run
 
 
-def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run:
-    """The run in review. Raises NotFound (model, version, node), Conflict (version not ready, node
-    engaged), InvalidInput (image size, class weights, threshold)."""
+@dataclass(frozen=True)
+class Fitted:
+    """What a run is made of."""
+
+    version: ModelVersion
+    spec: ModelSpec
+    nodes: Sequence[Principal]
+    threshold: int
+    sparse: SparseGraph | None
+
+
+def fit(ctx: Context, session: Session, request: RunRequest) -> Fitted:
+    """Nothing is written. Raises NotFound (model, version, node), Conflict (version not ready),
+    InvalidInput (image size, class weights, threshold, what the model cannot be trained with)."""
     version = registry.ready_version(session, request.model, request.version)
     model = registry.find_model(session, request.model)
     spec = registry.spec_at(model, version, request.training.image_size)
@@ -45,9 +59,14 @@ def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run
     sites = request.aggregation.sites_per_round or len(nodes)
     sparse = resolve_graph(request.aggregation, sites)
     threshold = resolve_threshold(sites, request.aggregation, sparse)
-    run_id = fresh_bytes(16).hex()
-    proposal = _proposal(ctx, run_id, request, version, spec, nodes, threshold, sparse)
-    row = _row(ctx, request, proposal, version, user)
+    return Fitted(version, spec, nodes, threshold, sparse)
+
+
+def start(ctx: Context, session: Session, request: RunRequest, user: str) -> Run:
+    """The run in review. Raises what ``fit`` does, and Conflict where a node is engaged."""
+    fitted = fit(ctx, session, request)
+    proposal = _proposal(ctx, fresh_bytes(16).hex(), request, fitted)
+    row = _row(ctx, request, proposal, fitted.version, user)
     row.compared = [_compared(ctx, session, request.model, number) for number in request.compare]
     run = store.add_run(session, row, proposal)
     progress.set_deadline(ctx, run, "review")
@@ -75,16 +94,8 @@ def _enrolled(ctx: Context, name: str) -> Principal:
     return principal
 
 
-def _proposal(
-    ctx: Context,
-    run_id: str,
-    request: RunRequest,
-    version: ModelVersion,
-    spec: ModelSpec,
-    nodes: list[Principal],
-    threshold: int,
-    sparse: SparseGraph | None,
-) -> Proposal:
+def _proposal(ctx: Context, run_id: str, request: RunRequest, fitted: Fitted) -> Proposal:
+    version, spec = fitted.version, fitted.spec
     card = ModelCard(
         name=version.model,
         version=version.version,
@@ -104,13 +115,13 @@ def _proposal(
         run=run_id,
         owner=ctx.identity.name,
         model=card,
-        nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in nodes),
+        nodes=tuple(NodeCard(name=node.name, public_key=node.public_key) for node in fitted.nodes),
         rounds=request.rounds + request.repeats + request.statistics.wanted,
         planned=request.rounds,
         training=request.training.resolved(),
         secure=request.aggregation.secure,
-        threshold=threshold,
-        sparse=sparse,
+        threshold=fitted.threshold,
+        sparse=fitted.sparse,
         sites_per_round=request.aggregation.sites_per_round,
         others=len(request.compare) + (request.selection != "last"),
         statistics=request.statistics,

@@ -21,6 +21,7 @@ from primia.messages.studies import (
 )
 from primia.prg import fresh_bytes
 from services.model_owner.registry import store as registry
+from services.model_owner.rounds.start import fit
 from services.model_owner.studies import domain, ending, store
 from services.model_owner.studies.store import Study
 
@@ -57,9 +58,11 @@ def create(
 ) -> StudySummary:
     """Every trial is a training run that the sites review and whose privacy cost they are charged;
     its model is not kept. Any field of the run but its nodes and ``keep`` can be a parameter."""
-    domain.check(request)
+    runs = list(domain.check(request))
     with ctx.db.session() as session:
         versions = _versions(session, request)
+        for each in runs:
+            fit(ctx, session, each)
         run = request.run.model_copy(update={"version": versions.get(request.run.model)})
         if "model" not in request.parameters:
             request = request.model_copy(update={"run": run})
@@ -85,7 +88,8 @@ def _versions(session: Session, request: StudyRequest) -> dict[str, int]:
     NotFound, Conflict (not ready)."""
     drawn = request.parameters.get("version")
     for version in domain.bounds(drawn) if drawn else ():
-        registry.ready_version(session, request.run.model, int(str(version)))
+        if version is not None:
+            registry.ready_version(session, request.run.model, int(str(version)))
     return {
         name: registry.ready_version(session, name, request.run.version).version
         for name in domain.models(request)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +14,13 @@ from pydantic import JsonValue, ValidationError
 from primia.errors import Conflict, InvalidInput
 from primia.learning.spec import describe
 from primia.messages.rounds import RunRequest
-from primia.messages.studies import Parameter, StudyRequest, StudyState, without_value
+from primia.messages.studies import (
+    Parameter,
+    StudyRequest,
+    StudyState,
+    value_text,
+    without_value,
+)
 
 TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
     "running": frozenset({"finished", "failed", "cancelled"}),
@@ -22,6 +30,8 @@ TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
 }
 # So many trials that fail, and none that succeeds: the next ones would fail as well.
 HOPELESS = 3
+# So many trials are tried out, at each group of sites, before a study starts: half a second.
+MAX_CORNERS = 256
 
 
 @dataclass(frozen=True)
@@ -80,14 +90,31 @@ def models(request: StudyRequest) -> tuple[str, ...]:
     return tuple(str(name) for name in bounds(parameter))
 
 
-def check(request: StudyRequest) -> None:
-    """The lowest and the highest value of every parameter make a run, at every group of sites."""
+def check(request: StudyRequest) -> Iterator[RunRequest]:
+    """The runs of the outermost trials at every group of sites, each checked as it comes. Raises
+    InvalidInput, which names the values that make no run together."""
     for nodes in groups(request):
-        for end in (0, -1):
-            corner = {path: bounds(each)[end] for path, each in request.parameters.items()}
-            trial_run(request, corner, nodes)
-            for path, value in corner.items():
-                trial_run(request, {path: value}, nodes)
+        for drawn in corners(request):
+            try:
+                yield trial_run(request, drawn, nodes)
+            except InvalidInput as error:
+                named = ", ".join(f"{path} {value_text(value)}" for path, value in drawn.items())
+                raise InvalidInput(f"{error.detail} With {named}.", hint=error.hint) from None
+
+
+def corners(request: StudyRequest) -> Iterator[dict[str, JsonValue]]:
+    """Every combination of lowest and highest values and of choices; where these are too many,
+    every such value beside the first and beside the last of all others."""
+    ends = {path: bounds(each) for path, each in request.parameters.items()}
+    if math.prod(len(values) for values in ends.values()) <= MAX_CORNERS:
+        for values in itertools.product(*ends.values()):
+            yield dict(zip(ends, values, strict=True))
+        return
+    for place in (0, -1):
+        others = {path: values[place] for path, values in ends.items()}
+        for path, values in ends.items():
+            for value in values:
+                yield {**others, path: value}
 
 
 def bounds(parameter: Parameter) -> tuple[JsonValue, ...]:

@@ -7,6 +7,7 @@ process may go on where another one left off.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -18,7 +19,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from pydantic import JsonValue
 
-from primia.messages.studies import Parameter, StudyRequest
+from primia.messages.studies import Parameter, StudyRequest, value_text
 from services.model_owner.studies.domain import Past
 
 LEAST_FOR_IMPORTANCE = 4
@@ -30,7 +31,7 @@ def suggest(request: StudyRequest, past: Sequence[Past]) -> dict[str, JsonValue]
         return None
     study = _study(request, past)
     trial = study.ask(fixed_distributions=_distributions(request))
-    return dict(trial.params)
+    return {path: _drawn(request.parameters[path], each) for path, each in trial.params.items()}
 
 
 def is_worse(request: StudyRequest, past: Sequence[Past], number: int) -> bool:
@@ -63,7 +64,10 @@ def _study(request: StudyRequest, past: Sequence[Past]) -> optuna.Study:
         study.add_trial(
             create_trial(
                 state=_STATES[trial.state],
-                params=dict(trial.parameters),
+                params={
+                    path: _place(request.parameters[path], value)
+                    for path, value in trial.parameters.items()
+                },
                 distributions=distributions,
                 value=trial.value,
                 intermediate_values={int(k): v for k, v in trial.reports.items()},
@@ -112,7 +116,17 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
         return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
     if parameter.kind == "int":
         return IntDistribution(parameter.low, parameter.high, step=parameter.step)
-    return CategoricalDistribution(parameter.values)
+    return CategoricalDistribution(range(len(parameter.values)))
+
+
+def _place(parameter: Parameter, value: JsonValue) -> JsonValue:
+    """What stands for it in the study: of a choice its number, as a choice may be a whole group."""
+    return parameter.texts.index(value_text(value)) if parameter.kind == "choice" else value
+
+
+def _drawn(parameter: Parameter, place: Any) -> JsonValue:
+    found: JsonValue = parameter.values[place] if parameter.kind == "choice" else place
+    return found
 
 
 def _cells(request: StudyRequest) -> int:

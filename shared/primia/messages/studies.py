@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -43,15 +44,28 @@ class IntRange(Message):
         return self
 
 
+def value_text(value: JsonValue) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
 class Choice(Message):
+    """Of values of any kind: numbers and texts, null, lists (``training.class_weights``), and whole
+    groups of settings, which go together (``server`` as plain averaging, or as FedAdam at a rate).
+    """
+
     kind: Literal["choice"] = "choice"
-    values: tuple[str | bool | int | float, ...] = Field(min_length=2, max_length=100)
+    values: tuple[JsonValue, ...] = Field(min_length=2, max_length=100)
 
     @model_validator(mode="after")
     def _different(self) -> Choice:
-        if len({repr(value) for value in self.values}) != len(self.values):
+        if len(set(self.texts)) != len(self.values):
             raise ValueError("a value stands there twice")
         return self
+
+    @property
+    def texts(self) -> list[str]:
+        """Of each value, the same for equal ones."""
+        return [value_text(value) for value in self.values]
 
 
 Parameter = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
@@ -109,6 +123,12 @@ class StudyRequest(Message):
     def _check_parameters(self) -> None:
         if "keep" in self.parameters:
             raise ValueError("keep: the models of trials are not kept")
+        if "nodes" in self.parameters:
+            raise ValueError("nodes: a trial is at the run's nodes, or at one of the groups")
+        for path in self.parameters:
+            for group in self.parameters:
+                if path.startswith(f"{group}."):
+                    raise ValueError(f"{path} is drawn twice: by itself and with {group}")
         models = self.parameters.get("model")
         if models is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -21,6 +22,10 @@ RUN = {
     "training": {"image_size": 16},
     "aggregation": {"secure": False},
 }
+
+
+def choice(*values) -> dict:
+    return {"kind": "choice", "values": values}
 
 
 def body(**changes) -> dict:
@@ -117,6 +122,48 @@ def test_a_grid_is_gone_through_once(federation):
     found = conduct(federation, study)
     cells = {tuple(trial["parameters"].values()) for trial in found["reports"]}
     assert (found["state"], len(found["reports"]), len(cells)) == ("finished", 4, 4)
+
+
+def test_whole_groups_of_settings_lists_and_null_are_searched(federation):
+    federation.with_model()
+    drawn = {
+        "server": choice({"kind": "average"}, {"kind": "fedadam", "learning_rate": 0.05}),
+        "training.class_weights": choice([1, 3], None),
+        "training.local_stopping": choice(None, {"patience": 2}),
+        "training.learning_rate": choice(1e-3, 1e-2),
+    }
+    study = search(federation, parameters=drawn, trials=50, sampler="grid")
+    found = conduct(federation, study)
+    assert (found["state"], len(found["reports"])) == ("finished", 16)
+    cells = {json.dumps(trial["parameters"]) for trial in found["reports"]}
+    assert len(cells) == 16
+    assert set(found["importance"]) == set(drawn)
+    for trial in found["reports"]:
+        request = federation.show(trial["run"])["request"]
+        wanted = trial["parameters"]
+        assert request["server"] == {**request["server"], **wanted["server"]}
+        assert request["training"]["class_weights"] == wanted["training.class_weights"]
+        stopping = wanted["training.local_stopping"]
+        assert (request["training"]["local_stopping"] is None) == (stopping is None)
+
+
+def test_a_rate_is_searched_beside_the_kinds_that_have_one(federation):
+    federation.with_model()
+    drawn = {
+        "server.kind": choice("fedadam", "fedyogi"),
+        "server.learning_rate": {"kind": "float", "low": 0.01, "high": 0.1},
+    }
+    search(federation, parameters=drawn, run={"server": {"kind": "average"}})
+
+
+def test_of_many_parameters_each_value_is_tried(federation):
+    federation.with_model()
+    names = ("rotation", "shear", "mirror", "flip", "blur", "cutout", "clahe", "equalise", "noise")
+    drawn = {f"training.augmentation.{name}": choice(0, 0.1, 0.2) for name in names}
+    search(federation, parameters=drawn)
+    drawn["training.augmentation.noise"] = choice(0, 9, 0.1)
+    answer = federation.user("POST", "/studies", json=body(parameters=drawn))
+    assert (answer.status_code, "training.augmentation.noise 9" in answer.text) == (422, True)
 
 
 def test_a_search_goes_on_after_its_end_and_after_a_crash(federation, monkeypatch):
@@ -294,11 +341,36 @@ def test_a_trial_of_a_version_that_failed_fails_and_does_not_wait(federation):
             "each one's newest",
         ),
         ({"parameters": {"version": {"kind": "int", "low": 1, "high": 9}}}, "version 9"),
+        ({"parameters": {"version": {"kind": "choice", "values": [1, 1.5]}}}, "version"),
+        ({"parameters": {"nodes": choice(["node-a", "node-b"], ["node-b"])}}, "groups"),
+        ({"parameters": {"training.optimiser": choice("sgd", "adamm", "adam")}}, '"adamm"'),
+        (
+            {
+                "parameters": {
+                    "server.kind": choice("fedadam", "average", "fedyogi"),
+                    "server.learning_rate": {"kind": "float", "low": 0.01, "high": 0.1},
+                }
+            },
+            'server.kind "average"',
+        ),
+        (
+            {
+                "parameters": {
+                    "training.schedule": choice({"kind": "cosine"}, {"kind": "linear"}),
+                    "training.schedule.warm_up": {"kind": "float", "low": 0, "high": 0.2},
+                }
+            },
+            "drawn twice",
+        ),
+        ({"parameters": {"training.class_weights": choice([1, 1], [1, 1, 2])}}, "3 class weights"),
+        ({"run": {"privacy": {"dp_sgd": {"epsilon": 8}}}}, "BatchNorm"),
+        ({"run": {"nodes": ["node-a", "node-x"]}}, "node-x"),
+        ({"groups": [["node-a"], ["node-x"]]}, "node-x"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_any_trial(federation, changes, said):
     federation.with_model()
     answer = federation.user("POST", "/studies", json=body(**changes))
     assert answer.status_code in (404, 422)
-    assert said in answer.text
+    assert said in answer.text.replace('\\"', '"')
     assert federation.user("GET", "/studies").json()["studies"] == []
