@@ -9,7 +9,7 @@ from typing import Literal
 
 from primia.errors import Conflict, Forbidden, InvalidInput
 from primia.learning import spec
-from primia.learning.datasets import Inspection, Problem
+from primia.learning.datasets import TWO_CLASSES, Inspection, Problem
 from primia.learning.spec import Task
 
 State = Literal["validating", "ready", "rejected"]
@@ -63,6 +63,16 @@ def verdict(found: Inspection, kind: Kind, bad_files: BadFiles) -> str | None:
         count = len(found.errors)
         return f"{count} {'file' if count == 1 else 'files'} cannot be used: see its problems."
     return None if found.manifest else "It holds no usable images."
+
+
+def outward(errors: Sequence[Problem], kind: Kind) -> str:
+    """Why a data set was rejected, as the model owner may know it: what files and folders are
+    called, and so patients, stays here."""
+    files = sum(bool(each.path) and not _is_class(each, kind) for each in errors)
+    parts = [f"{files} of its files cannot be used"] if files else []
+    if any(each.reason.startswith(TWO_CLASSES) for each in errors):
+        parts.append("it has fewer than two classes with images that can be used")
+    return " and ".join(parts) or "it cannot be used as a whole"
 
 
 def _is_class(problem: Problem, kind: Kind) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from primia.chassis.db import JsonDocument, UtcDateTime
 from primia.chassis.leases import LeaseMixin
 from primia.errors import Conflict, NotFound
-from primia.learning.datasets import Inspection, Look
+from primia.learning.datasets import Inspection, Look, Problem
 from primia.learning.manifest import DatasetManifest
 from services.data_node.datasets.domain import (
     BadFiles,
@@ -22,6 +22,7 @@ from services.data_node.datasets.domain import (
     Split,
     State,
     move,
+    outward,
     verdict,
 )
 from services.data_node.tables import Base
@@ -223,6 +224,15 @@ def problem_page(session: Session, row: Dataset, after: int, limit: int) -> list
         .limit(limit)
     )
     return list(session.scalars(wanted))
+
+
+def rejection(session: Session, row: Dataset) -> str:
+    """Why it was rejected, as the model owner may know it."""
+    wanted = select(DatasetProblem.file, DatasetProblem.reason).where(
+        DatasetProblem.dataset == row.id, DatasetProblem.severity == "error"
+    )
+    errors = [Problem(file, reason) for file, reason in session.execute(wanted)]
+    return outward(errors, cast(Kind, row.kind))
 
 
 def hold(session: Session, row: Dataset, user: str) -> None:

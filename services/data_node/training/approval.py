@@ -123,6 +123,8 @@ def decide_automatically(ctx: Context, session: Session, run: Run) -> None:
 
 def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None, str]:
     ready = datasets.listing(session, "ready")
+    if not ready:
+        return None, _none_ready(session)
     fitting = [row for row in ready if not _misfit(row, proposal)]
     if len(fitting) == 1:
         return fitting[0], ""
@@ -131,9 +133,21 @@ def _only_fitting(session: Session, proposal: Proposal) -> tuple[Dataset | None,
     if len(ready) == 1:
         return None, f"This site's data set does not fit: {_misfit(ready[0], proposal)}."
     wanted = task_of_model(proposal.model.architecture)
-    if ready and not any(task_of(row.kind) == wanted for row in ready):
+    if not any(task_of(row.kind) == wanted for row in ready):
         return None, f"None of this site's {len(ready)} data sets is for {wanted}."
     return None, f"None of this site's {len(ready)} data sets has the model's classes."
+
+
+def _none_ready(session: Session) -> str:
+    """Its images are at fault, or nobody has registered any."""
+    parts = [
+        f"one was rejected when it was registered ({datasets.rejection(session, row)})"
+        for row in datasets.listing(session, "rejected")
+    ]
+    parts += ["one is still looked at" for _ in datasets.listing(session, "validating")]
+    if not parts:
+        return "This site has registered no data set."
+    return f"No data set of this site is ready: {', '.join(parts)}."
 
 
 def _misfit(row: Dataset, proposal: Proposal) -> str:

@@ -24,6 +24,7 @@ from primia.learning.spec import MAX_CLASSES, check_label
 MAX_FILES = 200_000
 MAX_CSV_BYTES = 64 << 20
 # What operating systems leave in folders, and a DICOM medium's table of contents.
+TWO_CLASSES = "at least two classes are needed"
 _LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
 
 Progress = Callable[[int, int], None]  # (done, of how many)
@@ -233,7 +234,7 @@ def _whole(listing: Listing, entries: list[Entry]) -> Iterator[Problem]:
     for label in sorted({candidate.label for candidate in listing.candidates} - sound):
         yield Problem("", f"class {label!r} has no image that can be used")
     if len(sound) < 2:
-        yield Problem("", f"at least two classes are needed, {len(sound)} found")
+        yield Problem("", f"{TWO_CLASSES}, {len(sound)} found")
     if len(sound) > MAX_CLASSES:
         yield Problem("", f"at most {MAX_CLASSES} classes are possible, {len(sound)} found")
 

@@ -13,6 +13,7 @@ from primia.chassis.identity import Identity, encode_key
 from primia.messages import rounds as messages
 from primia.prg import Seed
 from services.data_node.datasets import store as datasets
+from services.data_node.datasets.tasks import validate
 from services.data_node.training import intake, store, tasks
 from tests.services.data_node.training.conftest import (
     NAMES,
@@ -92,7 +93,56 @@ def test_without_a_data_set_a_run_is_refused(federation):
     with node.db.session() as session:
         datasets.remove(session, datasets.find(session, "chest"))
     turn(node)
-    assert decision(grid).reason == "None of this site's 0 data sets has the model's classes."
+    assert decision(grid).reason == "This site has registered no data set."
+
+
+@pytest.mark.parametrize(
+    ("classes", "spoil", "said"),
+    [
+        (("normal",), False, "it has fewer than two classes with images that can be used"),
+        (("normal", "viral"), True, "1 of its files cannot be used"),
+        ((), False, "it has fewer than two classes with images that can be used"),
+    ],
+    ids=["one class", "a corrupt file", "empty"],
+)
+def test_a_rejected_data_set_is_the_reason_and_its_files_are_not_named(
+    federation, images_root: Path, classes, spoil: bool, said: str
+):
+    grid = federation()
+    node = grid.nodes[0]
+    root = images_root / "person1"
+    root.mkdir()
+    draw(root, 3, seed=9, classes=classes)
+    if spoil:
+        next(root.rglob("*.png")).write_bytes(b"no picture")
+    with node.db.session() as session:
+        datasets.remove(session, datasets.find(session, "chest"))
+        row = datasets.register(
+            session, dataset_id="d" * 32, name="bad", kind="folder", place=str(root),
+            patient_pattern=None, bad_files="strict", now=node.clock.now(),
+        )  # fmt: skip
+    assert row.state == "validating"
+    validate(node, row.id)
+    turn(node)
+    found = decision(grid)
+    assert not found.accepted
+    assert found.reason == (
+        f"No data set of this site is ready: one was rejected when it was registered ({said})."
+    )
+    assert "person" not in found.reason
+
+
+def test_a_data_set_that_is_still_looked_at_is_the_reason(federation, images_root: Path):
+    grid = federation()
+    node = grid.nodes[0]
+    with node.db.session() as session:
+        datasets.remove(session, datasets.find(session, "chest"))
+        datasets.register(
+            session, dataset_id="d" * 32, name="new", kind="folder", place=str(images_root),
+            patient_pattern=None, bad_files="strict", now=node.clock.now(),
+        )  # fmt: skip
+    turn(node)
+    assert decision(grid).reason == "No data set of this site is ready: one is still looked at."
 
 
 def test_of_two_that_fit_nobody_is_guessed(federation, images_root: Path):
