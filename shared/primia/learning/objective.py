@@ -37,12 +37,15 @@ def mix(images: Tensor, labels: Tensor, alpha: float, generator: torch.Generator
 
 
 class Objective:
-    """The mean loss of a batch's logits."""
+    """The mean loss of a batch's logits. With class weights it is torch's, a weighted mean; for
+    FedSGD the weighted losses over the number of images, whose sums over batches and over sites are
+    those over all images: a weighted mean's would depend on what is in a batch with what."""
 
     def __init__(self, config: TrainingConfig, device: torch.device) -> None:
         self._smoothing = config.label_smoothing
         weights = config.class_weights
         self._weights = None if weights is None else torch.tensor(weights, device=device)
+        self._adds_up = weights is not None and config.algorithm == "fedsgd"
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         loss = self._entropy(logits, batch.labels)
@@ -52,8 +55,14 @@ class Objective:
 
     def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = functional.cross_entropy(
-            logits.float(), labels, weight=self._weights, label_smoothing=self._smoothing
+            logits.float(),
+            labels,
+            weight=self._weights,
+            label_smoothing=self._smoothing,
+            reduction="sum" if self._adds_up else "mean",
         )
+        if self._adds_up:
+            loss = loss / len(labels)
         return loss + dice_loss(logits.float(), labels) if labels.ndim == 3 else loss
 
 

@@ -43,8 +43,9 @@ def weights(model_owner, model: str, version: int) -> np.ndarray:
     return read_state(answer.content, spec_layout(GROUPED))
 
 
-def pooled(sites, start: np.ndarray) -> np.ndarray:  # noqa: F811
-    """One step along the gradient of the mean loss over all sites' training images."""
+def pooled(sites, start: np.ndarray, by_class: tuple[float, float]) -> np.ndarray:  # noqa: F811
+    """One step along the gradient of the mean over all sites' training images of the loss, times
+    its class's weight."""
     pixels, labels = [], []
     for node in sites:
         with node.db.reading() as session:
@@ -55,26 +56,38 @@ def pooled(sites, start: np.ndarray) -> np.ndarray:  # noqa: F811
         labels += list(part.labels())
     module = load_model(GROUPED, start).train()
     seen = (torch.from_numpy(np.stack(pixels)).float() / 255 - GROUPED.mean) / GROUPED.std
-    loss = torch.nn.functional.cross_entropy(module(seen), torch.tensor(labels))
-    loss.backward()
+    truth = torch.tensor(labels)
+    losses = torch.nn.functional.cross_entropy(module(seen), truth, reduction="none")
+    (losses * torch.tensor(by_class)[truth]).mean().backward()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter -= RATE * parameter.grad
     return flatten(module)
 
 
-@pytest.mark.parametrize("secure", [True, False])
-def test_two_rounds_are_two_steps_along_the_gradient_over_all_images(owner, sites, secure: bool):  # noqa: F811
+@pytest.mark.parametrize(
+    ("secure", "by_class"), [(True, None), (False, None), (True, (0.5, 3.0)), (False, (0.5, 3.0))]
+)
+def test_two_rounds_are_two_steps_along_the_gradient_over_all_images(
+    owner,  # noqa: F811
+    sites,  # noqa: F811
+    secure: bool,
+    by_class: tuple[float, float] | None,
+):
     model_owner, _ = owner
     model = with_group_norm(model_owner)
     before = weights(model_owner, model, 1)
     run = model_owner.start(
-        model=model, rounds=2, training=TRAINING, aggregation={"secure": secure}
+        model=model,
+        rounds=2,
+        training={**TRAINING, "class_weights": by_class},
+        aggregation={"secure": secure},
     )
     play(model_owner, sites)
     shown = model_owner.show(run)
     assert (shown["state"], shown["reason"]) == ("finished", "")
-    expected = pooled(sites, pooled(sites, before))
+    known = by_class or (1.0, 1.0)
+    expected = pooled(sites, pooled(sites, before, known), known)
     found = weights(model_owner, model, 2)
     assert np.linalg.norm(expected - before) > 1e-3
     np.testing.assert_allclose(found - before, expected - before, atol=1e-6, rtol=1e-3)
