@@ -190,7 +190,7 @@ def random_weights(plan: Plan) -> dict[str, LayerWeights]:
 
 
 def resnet18(size: int, result: str) -> Plan:
-    """BatchNorm folded, ReLU behind the first pooling, 1/k in the last layer."""
+    """BatchNorm folded, ReLU in the first pooling's last gate, 1/k in the last layer."""
     ops: list[Operation] = []
 
     def add(op: Operation) -> int:
@@ -205,7 +205,7 @@ def resnet18(size: int, result: str) -> Plan:
         return add(Relu(f"relu{len(ops)}", add(Narrow(f"cut{len(ops)}", x, WEIGHT_BITS))))
 
     x = add(Narrow("cut", conv(0, 64, 7, 2, 3), WEIGHT_BITS))
-    x = add(Relu("relu", add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1)))))
+    x = add(MaxPool("pool", x, (3, 3), (2, 2), (1, 1), relu=True))
     for stage, channels in enumerate((64, 128, 256, 512)):
         for stride in (2 if stage else 1, 1):
             y = conv(relu(conv(x, channels, 3, stride, 1)), channels, 3, 1, 1)

@@ -41,8 +41,11 @@ def compile_version(
     if images is None and not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
         images = probes(spec)
     held_out = given[::_HELD_OUT][:_MAX_MEASURED] if given is not None else None
-    model = compile_model(module, spec.input_shape, result=result, calibration=images)
-    if accuracy == "calibrated":
+    exact = accuracy == "exact"
+    model = compile_model(
+        module, spec.input_shape, result=result, calibration=images, rectify_pools=exact
+    )
+    if not exact:
         model = calibrate(model, _for_windows(given))
     return model, _agreement(model, module, held_out)
 

@@ -28,6 +28,7 @@ from primia.mpc.compile_graph import (
     Shape,
     refuse,
 )
+from primia.mpc.compile_pools import rectified
 from primia.mpc.compile_scales import (
     HEADROOM_BITS,
     Scales,
@@ -56,11 +57,13 @@ def compile_model(
     result: Result = "scores",
     calibration: NDArray[Any] | None = None,
     activation_bits: int = 10,
+    rectify_pools: bool = True,
 ) -> CompiledModel:
     """Compile a module in evaluation mode for one image of ``input_shape`` (C, H, W).
 
     ``calibration``: representative normalised images (N, C, H, W), float. They raise what
     BatchNorm's statistics promise of a layer, and stand in where a model has none.
+    ``rectify_pools``: a ReLU behind a pool costs no request of its own, but more comparisons.
     No other thread may call a torch module meanwhile, unless it compiles one too.
     Raises UnsupportedModel naming the layer; InvalidInput for unusable arguments.
     """
@@ -76,6 +79,8 @@ def compile_model(
         graph, magnitudes = equalise(graph, magnitudes)
     scales = choose_scales(graph, magnitudes, activation_bits)
     model = _quantised(graph, scales, input_shape, result)
+    if rectify_pools:
+        model = CompiledModel(rectified(model.plan), model.weights)
     if images is not None:
         verify_headroom(model, images)
     return model

@@ -88,7 +88,8 @@ def _peaks(model: CompiledModel, images: NDArray[Any]) -> dict[int, float]:
         peaks = evaluate(model, encode(model.plan, image[None])).peaks
         for i, op in enumerate(model.plan.ops):
             if isinstance(op, Narrow | MaxPool):
-                peak = peaks[op.layer] * 2.0 ** (widths[i + 1] - 1)
+                width = widths[op.source] if isinstance(op, MaxPool) else widths[i + 1]
+                peak = peaks[op.layer] * 2.0 ** (width - 1)
                 found[i] = max(found.get(i, 0.0), peak)
     return found
 

@@ -185,7 +185,7 @@ def deal_block(
         keys.append(_keys(gate, r, roots, generator))
     hidden = {
         bit: (p0.bits("c", count, number) ^ p1.bits("c", count, number)).astype(np.uint32)
-        for number, bit in enumerate(BITS[: gate.bits])
+        for number, bit in enumerate(BITS[gate.ways])
     }
     values = _values(gate, masks, hidden)
 

@@ -8,7 +8,7 @@ from primia.fss.geometry import KeyShape, packed_bytes
 from primia.mpc.reduction import Reduction, reduction
 
 RING_BITS = 32
-# A gate takes the maximum of three values in one request.
+# A gate takes the maximum of three values in one request, of four if one of them is zero.
 WAYS = 3
 
 
@@ -16,10 +16,11 @@ WAYS = 3
 class Gate:
     """One nonlinear step: ``count`` results an image, one request of the session.
 
-    With two ``ways`` a result is max(y, 0), with three max(u, v, 0), where u - v is compared too.
-    Values of Z_2^width are compared with zero, all bits but the ``coarse`` lowest; what is selected
-    is ``widen``ed to Z_2^32, or stays in Z_2^width. With coarse > 0 a value within 2^(coarse - 1)
-    of zero may fall to the other side; the larger of three is missed by less than 2^coarse.
+    A result is the maximum of ``ways`` values, the last of them zero: max(y, 0), max(u, v, 0) or
+    max(u, v, w, 0), where differences are compared too. Values of Z_2^width are compared with zero,
+    all bits but the ``coarse`` lowest; what is selected is ``widen``ed to Z_2^32, or stays in
+    Z_2^width. With coarse > 0 a value within 2^(coarse - 1) of zero may fall to the other side; the
+    larger of three is missed by less than 2^coarse. Of four ways a gate is exact.
     ``payloads``: values selected together (2 in a tournament: the value and its index).
     """
 
@@ -34,7 +35,7 @@ class Gate:
     @property
     def bits(self) -> int:
         """Comparisons for each result."""
-        return 1 if self.ways == 2 else 3
+        return self.ways * (self.ways - 1) // 2
 
     @property
     def comparisons(self) -> int:
@@ -43,7 +44,7 @@ class Gate:
 
     @property
     def lanes(self) -> int:
-        """Values opened for each result: y, or u and v, of every payload."""
+        """Values opened for each result: y, or u and v (and w), of every payload."""
         return self.payloads * (self.ways - 1)
 
     @property

@@ -9,7 +9,7 @@ Shapes leave the batch dimension out. ``ValueError`` says what does not fit; the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from primia.mpc.gate_shape import RING_BITS, WAYS, Gate
@@ -163,9 +163,10 @@ class Relu:
 class MaxPool:
     """Separable maxima, along the rows and then the columns, in the ring of its input.
 
-    Padding positions are ignored. With ``coarse``, of values that differ by less than 2^coarse any
-    may be chosen at each of its gates. ``ways``: values that a gate takes the maximum of, three
-    where that saves requests, or always two, which takes fewer comparisons.
+    With ``relu`` the last gate takes the maximum of its values and zero, in Z_2^32. Padding
+    positions are ignored. With ``coarse``, of values that differ by less than 2^coarse any may be
+    chosen at each of its gates. ``ways``: values that a gate takes the maximum of, three where that
+    saves requests, or always two, which takes fewer comparisons.
     """
 
     kind: ClassVar[str] = "max_pool"
@@ -176,6 +177,7 @@ class MaxPool:
     padding: Pair
     coarse: int = 0
     ways: int = field(default=WAYS, metadata=OPTIONAL)
+    relu: bool = field(default=False, metadata=OPTIONAL)
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -196,25 +198,32 @@ class MaxPool:
 
     def width(self, width: int) -> int:
         _check_coarse(self.coarse, width)
-        return width
+        return RING_BITS if self.relu else width
 
     def gates(self, shape: Shape, width: int) -> tuple[Gate, ...]:
+        """``ValueError`` where no gate can take the ReLU."""
         channels, height, columns = shape
         _, _, out_columns = self.shape(shape)
         across, down = self.trees(height, columns)
         levels = [(channels * height, level) for level in across.levels]
         levels += [(channels * out_columns, level) for level in down.levels]
-        return tuple(
+        gates = [
             Gate(self.layer, n * level.count, width, coarse=self.coarse, ways=level.ways)
             for n, level in levels
-        )
+        ]
+        if self.relu:
+            gates[-1:] = [_with_zero(gate) for gate in gates[-1:]]
+            if not gates or (self.coarse and gates[-1].ways > WAYS):
+                raise ValueError("its last gate can take no ReLU")
+        return tuple(gates)
 
     def trees(self, height: int, columns: int) -> tuple[Reduction, Reduction]:
         """Maxima along the rows, then along the columns."""
-        return (
-            reduction(columns, self.kernel[1], self.stride[1], self.padding[1], self.ways),
-            reduction(height, self.kernel[0], self.stride[0], self.padding[0], self.ways),
+        across = columns, self.kernel[1], self.stride[1], self.padding[1], self.ways
+        down = reduction(
+            height, self.kernel[0], self.stride[0], self.padding[0], self.ways, self.relu
         )
+        return reduction(*across, self.relu and not down.levels), down
 
 
 @dataclass(frozen=True)
@@ -323,6 +332,10 @@ def _windows(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
     if height < 1 or width < 1:
         raise ValueError(f"its kernel {kernel} does not fit into {shape}")
     return height, width
+
+
+def _with_zero(gate: Gate) -> Gate:
+    return replace(gate, ways=gate.ways + 1, widen=gate.width < RING_BITS)
 
 
 def _whole(*widths: int) -> int:

@@ -92,10 +92,12 @@ def evaluate(
     """Run encoded images (N, C, H, W), integers, through the plan."""
     values: list[Integers] = [np.asarray(images, np.int64)]
     peaks: dict[str, float] = {}
-    for op, width in zip(model.plan.ops, model.plan.widths()[1:], strict=True):
+    widths = model.plan.widths()
+    for op, width in zip(model.plan.ops, widths[1:], strict=True):
         inputs = [values[source] for source in op.sources]
         exact = _operation(op, inputs, model, Randomness(shares, masks))
-        peaks[op.layer] = _peak(op, inputs[0], exact) / 2.0 ** (width - 1)
+        room = widths[op.source] if isinstance(op, MaxPool) else width
+        peaks[op.layer] = _peak(op, inputs[0], exact) / 2.0 ** (room - 1)
         values.append(to_ring(exact, width))
     if model.plan.result == "label":
         peaks["label"] = float(np.ptp(values[-1], axis=1).max(initial=0)) / 2.0 ** (RING_BITS - 1)

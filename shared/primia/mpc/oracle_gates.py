@@ -1,7 +1,7 @@
 """Nonlinear operations in plain integers: exact, or with the masks that make them coarse.
 
-A mask r is a gate's, uniform in [0, 2^32), in the order of the gate's results; of a maximum of
-three there are two, one before the other.
+A mask r is a gate's, uniform in [0, 2^32), in the order of the gate's results; where it opens two
+values there are two, one before the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primia.mpc.compile_maps import max_pool
-from primia.mpc.gate_shape import Gate
+from primia.mpc.gate_shape import WAYS, Gate
 from primia.mpc.operations import MaxPool, Relu
 from primia.mpc.reduction import Reduction
 
@@ -38,9 +38,14 @@ def positive(y: Integers, gate: Gate, r: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def selected(values: list[Integers], gate: Gate, r: NDArray[Any]) -> Integers:
-    """What the gate selects of y, or of u and v; ``r`` in the shape of y, or of both stacked."""
+    """What the gate selects of y, or of u and v; ``r`` in the shape of y, or of both stacked.
+
+    Of four ways it is exact.
+    """
     if gate.ways == 2:
         return np.where(positive(values[0], gate, r), values[0], 0)
+    if gate.ways > WAYS:
+        return np.asarray(np.maximum(np.max(values, axis=0), 0), np.int64)
     (u, v), masks = values, np.asarray(r, np.int64)
     p, q = positive(u, gate, masks[0]), positive(v, gate, masks[1])
     s = positive(u - v, gate, masks[0] - masks[1])
@@ -57,7 +62,8 @@ def relu(x: Integers, op: Relu, width: int, masks: Masks | None) -> Integers:
 def maxima(x: Integers, op: MaxPool, width: int, masks: Masks | None) -> Integers:
     """As the parties do it: rows, then columns, two or three at a time."""
     if masks is None or not op.coarse:
-        return max_pool(x, op.kernel, op.stride, op.padding)
+        largest = max_pool(x, op.kernel, op.stride, op.padding)
+        return np.maximum(largest, 0) if op.relu else largest
     gates = iter(enumerate(op.gates(x.shape[1:], width)))
     for axis, tree in zip((3, 2), op.trees(*x.shape[2:]), strict=True):
         x = _axis_maxima(x, axis, tree, gates, masks)
@@ -68,7 +74,11 @@ def _axis_maxima(x: Integers, axis: int, tree: Reduction, gates: Any, masks: Mas
     x = np.take(x, tree.first, axis)
     for level in tree.levels:
         number, gate = next(gates)
-        *others, last = (np.take(x, index, axis) for index in level.candidates)
+        candidates = [np.take(x, index, axis) for index in level.candidates]
+        if gate.ways > level.ways:  # and takes zero for one of them
+            stacked = (len(candidates), *candidates[0].shape)
+            return selected(candidates, gate, masks(number, stacked))
+        *others, last = candidates
         differences = [signed(other - last, gate.width) for other in others]
         shape = last.shape if gate.ways == 2 else (2, *last.shape)
         best = last + selected(differences, gate, masks(number, shape))

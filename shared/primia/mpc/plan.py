@@ -273,7 +273,8 @@ def _check_operations(plan: Plan) -> None:
         known = all(dealt[source] for source in op.sources)
         if linear and not known:
             raise MalformedMessage(f"{name} reads a linear layer without a ReLU between them.")
-        dealt.append(isinstance(op, Relu) or (known and not linear))
+        gated = isinstance(op, Relu) or (isinstance(op, MaxPool) and op.relu)
+        dealt.append(gated or (known and not linear))
         if weights > MAX_WEIGHTS or comparisons > MAX_COMPARISONS:
             raise MalformedMessage(f"With {name} the plan is over the limits.")
 
@@ -347,11 +348,13 @@ def _from_dict(item: object) -> Operation:
     return found
 
 
-def _field(value: object, hint: Any, name: str) -> str | int | Pair:
+def _field(value: object, hint: Any, name: str) -> str | int | bool | Pair:
     if hint is str:
         return _text(value, name)
     if hint is int:
         return _integer(value, name)
+    if hint is bool:
+        return _flag(value, name)
     if not isinstance(value, list) or len(value) != len(get_args(hint)):
         raise MalformedMessage(f"The plan's {name} is not a pair of integers.")
     return _integer(value[0], name), _integer(value[1], name)
@@ -365,6 +368,12 @@ def _check_keys(document: object, keys: tuple[str, ...], what: str) -> None:
 def _integer(value: object, name: str) -> int:
     if type(value) is not int or abs(value) > MAX_NUMBER:
         raise MalformedMessage(f"The plan's {name} is not an integer in range.")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if type(value) is not bool:
+        raise MalformedMessage(f"The plan's {name} is neither true nor false.")
     return value
 
 

@@ -52,10 +52,13 @@ def window_count(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 @lru_cache(maxsize=256)  # a plan asks for the same few trees again and again; they are read-only
-def reduction(size: int, kernel: int, stride: int, padding: int, ways: int = 2) -> Reduction:
+def reduction(
+    size: int, kernel: int, stride: int, padding: int, ways: int = 2, whole: bool = False
+) -> Reduction:
     """The maxima of all windows of an axis. Padding positions are never compared.
 
     ``ways``: candidates that a level compares at most. Depth: ceil(log_ways kernel) levels.
+    ``whole``: the last level carries nothing; a candidate left alone is compared with itself.
     """
     starts = [stride * j - padding for j in range(window_count(size, kernel, stride, padding))]
     ranges = [range(max(0, start), min(size, start + kernel)) for start in starts]
@@ -66,7 +69,8 @@ def reduction(size: int, kernel: int, stride: int, padding: int, ways: int = 2) 
         base += len(window)
     levels = []
     while (largest := max(len(window) for window in windows)) > 1:
-        level, windows = _compare(windows, _together(largest, ways))
+        together = _together(largest, ways)
+        level, windows = _compare(windows, together, whole and largest <= together)
         levels.append(level)
     return Reduction(_index(first), tuple(levels), _index([window[0] for window in windows]))
 
@@ -79,14 +83,16 @@ def _together(largest: int, ways: int) -> int:
     return 2 if -(-largest // 2) <= behind else ways
 
 
-def _compare(windows: list[list[int]], together: int) -> tuple[Level, list[list[int]]]:
+def _compare(
+    windows: list[list[int]], together: int, whole: bool = False
+) -> tuple[Level, list[list[int]]]:
     """A window's last group may lack candidates: its last one then stands in for them."""
     groups: list[list[int]] = []
     carried: list[int] = []
     sizes = []
     for window in windows:
         parts = [window[at : at + together] for at in range(0, len(window), together)]
-        alone = parts.pop() if len(parts[-1]) == 1 else []
+        alone = parts.pop() if len(parts[-1]) == 1 and not whole else []
         groups += [part + part[-1:] * (together - len(part)) for part in parts]
         carried += alone
         sizes.append((len(parts), len(alone)))

@@ -1,7 +1,10 @@
 """What a gate selects, from opened and hidden bits: the shares that are dealt, and their use.
 
 A gate selects b y, or of three ways s p u + (1 - s) q v, where the bits p = [u >= 0], q = [v >= 0],
-s = [u - v >= 0] come from comparisons (in ``b y``: p = b, u = y). Of each bit the parties open
+s = [u - v >= 0] come from comparisons (in ``b y``: p = b, u = y). Of four ways it selects
+s x p u + (1 - s) y q v + (1 - x) (1 - y) t w, with t = [w >= 0], x = [u - w >= 0] and
+y = [v - w >= 0], which must be exact: of bits that contradict each other none, or the sum of two,
+might be selected. Of each bit the parties open
 i = b xor c, where c is hidden from both: b = i + (1 - 2i) c. Opened values are y + r. So a product
 of bits and y is linear in
 
@@ -20,6 +23,7 @@ y + centre, and takes centre away again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -32,10 +36,25 @@ from primia.ring import Ring
 
 _ONE = np.uint32(1)
 
-# The bits of a gate, in the order of its comparisons, are p, or p, q, s. For each opened value of
-# a payload the factors: none, its own bit, and s, and both.
-FACTORS = {2: (("", "p"),), 3: (("", "p", "s", "ps"), ("", "q", "s", "qs"))}
-BITS = "pqs"
+# By the ways of a gate: its bits in the order of their comparisons, and for each opened value of a
+# payload those that decide on it, "-" before one that must be 0.
+BITS = {2: "p", 3: "pqs", 4: "pqtsxy"}
+_DECIDING = {
+    2: (("p",),),
+    3: (("p", "s"), ("q", "-s")),
+    4: (("p", "s", "x"), ("q", "-s", "y"), ("t", "-x", "-y")),
+}
+
+
+def _products(bits: Sequence[str]) -> tuple[str, ...]:
+    """Of all choices among the bits, the first bit in every second one."""
+    names = [bit[-1] for bit in bits]
+    chosen = itertools.product((False, True), repeat=len(names))
+    return tuple("".join(itertools.compress(names, reversed(each))) for each in chosen)
+
+
+# For each opened value of a payload the factors that it meets.
+FACTORS = {ways: tuple(map(_products, lanes)) for ways, lanes in _DECIDING.items()}
 
 
 class Item(NamedTuple):
@@ -82,10 +101,9 @@ def corrections(gate: Gate) -> list[Item]:
 
 
 def compared_lanes(gate: Gate, lanes: Sequence[Ring]) -> tuple[Ring, ...]:
-    """What the comparisons look at: y, or u, v and u - v; of opened values, or of their masks."""
-    if gate.ways == 2:
-        return (lanes[0],)
-    return lanes[0], lanes[1], lanes[0] - lanes[1]
+    """What the comparisons look at: the values and their differences; opened, or of the masks."""
+    values = lanes[: gate.ways - 1]
+    return (*values, *(u - v for u, v in itertools.combinations(values, 2)))
 
 
 def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -> list[Ring]:
@@ -121,9 +139,15 @@ def selected(gate: Gate, party: int, opened: Ring, bits: Bits, shares: Shares) -
                 for one, hidden in zip(products[::2], products[1::2], strict=True)
             ]
         chosen += products
-    if gate.ways == 2:
-        return chosen
-    return [u + v for u, v in zip(chosen[::2], chosen[1::2], strict=True)]
+    each = gate.ways - 1
+    return [_sum(chosen[first : first + each]) for first in range(0, len(chosen), each)]
+
+
+def _sum(values: list[Ring]) -> Ring:
+    total, *others = values
+    for value in others:
+        total += value
+    return total
 
 
 def _moved(gate: Gate, value: Ring) -> Ring:
@@ -132,10 +156,10 @@ def _moved(gate: Gate, value: Ring) -> Ring:
 
 
 def _deciding(gate: Gate, lane: int, numbers: Ring) -> tuple[Ring, ...]:
-    """The opened bits on which a value depends: its own, and s, or 1 - s = (1 - i) xor c."""
-    if gate.ways == 2:
-        return (numbers[0],)
-    return (numbers[0], numbers[2]) if lane == 0 else (numbers[1], _ONE - numbers[2])
+    """The opened bits on which a value depends; for 1 - s it is 1 - i, as 1 - s = (1 - i) xor c."""
+    at = dict(zip(BITS[gate.ways], numbers, strict=True))
+    names = _DECIDING[gate.ways][lane]
+    return tuple(_ONE - at[name[1]] if name[0] == "-" else at[name] for name in names)
 
 
 def _decide(bit: Ring, one: Ring, hidden: Ring) -> Ring:

@@ -29,7 +29,7 @@ from primia.mpc.operations import (
     SumPool,
 )
 from primia.mpc.plan import Plan
-from primia.mpc.reduction import Reduction
+from primia.mpc.reduction import Level, Reduction
 from primia.ring import Ring, Window, sum_pool
 
 Value = Ring | None
@@ -143,10 +143,15 @@ def _maxima(
     """Maxima of the first value's windows along an axis; the other values follow its choice.
 
     max(a, b) = b + max(a - b, 0), max(a, b, c) = c + max(a - c, b - c, 0): a tie keeps the one
-    that comes first.
+    that comes first. A gate of more ways than its level has candidates is given them as they are,
+    and takes zero for one of them.
     """
     bundle = [_take(x, tree.first, axis) for x in values]
     for level in tree.levels:
+        number, gate = next(gates)
+        size = _resized(shape, axis, level.count)[1:]
+        if gate.ways > level.ways:
+            return (yield from _rectified(side, bundle, (number, gate), (level, axis, size)))
         *others, last = level.candidates
         lasts = [_take(x, last, axis) for x in bundle]
         differences = [
@@ -154,8 +159,7 @@ def _maxima(
             for x, b in zip(bundle, lasts, strict=True)
             for other in others
         ]
-        chosen = yield from side.gate(*next(gates), differences)
-        size = _resized(shape, axis, level.count)[1:]
+        chosen = yield from side.gate(number, gate, differences)
         best = [_larger(b, c, size) for b, c in zip(lasts, chosen, strict=True)]
         carried = [_take(x, level.carried, axis) for x in bundle]
         bundle = [
@@ -163,6 +167,19 @@ def _maxima(
             for a, b in zip(best, carried, strict=True)
         ]
     return [_take(x, tree.last, axis) for x in bundle]
+
+
+def _rectified(
+    side: Side[V],
+    bundle: list[V | None],
+    numbered: tuple[int, Gate],
+    place: tuple[Level, int, Shape],
+) -> Generator[bytes, memoryview, list[V | None]]:
+    """The last maxima of a pool and zero; each window has its own, so nothing is left to gather."""
+    (x,), (level, axis, size) = bundle, place
+    lanes = [_lift(np.ravel, _take(x, each, axis)) for each in level.candidates]
+    (chosen,) = yield from side.gate(*numbered, lanes)
+    return [_lift(lambda a: a.reshape(-1, *size), chosen)]
 
 
 def _larger(b: V | None, chosen: V, size: Shape) -> V | None:

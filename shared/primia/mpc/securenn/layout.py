@@ -90,6 +90,8 @@ def _counts(op: Operation, shape: Shape) -> Iterator[int]:
         rows, columns = pool_trees(op, shape)
         yield from (channels * height * level.count for level in rows.levels)
         yield from (channels * len(rows.last) * level.count for level in columns.levels)
+        if op.relu:
+            yield math.prod(op.shape(shape))
 
 
 def pool_trees(op: MaxPool, shape: Shape) -> tuple[Reduction, Reduction]:

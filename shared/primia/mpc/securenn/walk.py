@@ -66,12 +66,11 @@ def _apply(
         case Narrow():
             return truncate(x, side.party.index, op.low)
         case Relu():
-            (y,) = yield from select_positive(side.party, next(gates), x.ravel(), [x.ravel()])
-            return y.reshape(x.shape)
+            return (yield from _relu(side, x, gates))
         case MaxPool():
             for axis, tree in zip((3, 2), pool_trees(op, x.shape[1:]), strict=True):
                 (x,) = yield from _maxima(side, [x], axis, tree, gates)
-            return x
+            return (yield from _relu(side, x, gates)) if op.relu else x
         case Add():
             shifts = np.uint64(op.left_shift), np.uint64(op.right_shift)
             return (x << shifts[0]) + (inputs[1] << shifts[1])
@@ -79,6 +78,11 @@ def _apply(
             return _sum_pool(x, op)
         case Flatten():
             return x.reshape(len(x), *shape)
+
+
+def _relu(side: Side, x: Words, gates: Iterator[int]) -> Talk[Words]:
+    (y,) = yield from select_positive(side.party, next(gates), x.ravel(), [x.ravel()])
+    return y.reshape(x.shape)
 
 
 def _label(side: Side, scores: Words, gates: Iterator[int]) -> Talk[Words]:
