@@ -116,7 +116,7 @@ def _loopback(bench: Bench) -> None:
     for part in ("material", "offline"):
         values = [getattr(cost, f"{part}_seconds") for cost in costs]
         bench.figure("loopback", f"of which {part}", "s", values)
-    add("requests", "", [float(answer.requests) for answer in answers], 20)
+    add("requests", "", [float(answer.requests) for answer in answers], 22)
     between = [(cost.online_bytes + cost.offline_bytes) / 1e6 for cost in costs]
     add("bytes between the parties online", "MB", [c.online_bytes / 1e6 for c in costs], 40)
     bench.figure("loopback", "the same with the offline message", "MB", between)

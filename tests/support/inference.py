@@ -110,8 +110,8 @@ class Session:
         return side.heard
 
     def masks(self):
-        """r of the first payload of every gate, by layer and the gate's number there; of a maximum
-        of three both of them, (2, count)."""
+        """r of the first payload of every gate, by layer and the gate's number there; of more ways
+        than two one for each value that is opened, (ways - 1, count)."""
         seeds = [seed(self.root).derive(party) for party in ("p0", "p1")]
         found = {}
         for i, gate in enumerate(self.plan.gates()):
@@ -162,7 +162,8 @@ def plain(plan, weights, image, shares=None):
         elif isinstance(op, MaxPool):
             assert op.coarse == 0, "the plain maximum is exact"
             lowest = np.iinfo(np.int64).min
-            values.append(windows(x, op, lowest).max(axis=(-2, -1)))
+            largest = windows(x, op, lowest).max(axis=(-2, -1))
+            values.append(np.maximum(largest, 0) if op.relu else largest)
         elif isinstance(op, SumPool):
             values.append(windows(x, op, 0).sum(axis=(-2, -1)))
         elif isinstance(op, Add):

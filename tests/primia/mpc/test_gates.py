@@ -163,6 +163,24 @@ def test_the_maximum_of_three_is_exact(width):
     np.testing.assert_array_equal(found, np.maximum(np.maximum(a, b), c))
 
 
+@pytest.mark.parametrize("widen", [False, True])
+@pytest.mark.parametrize("width", [3, 8, 17, 31])
+def test_the_maximum_of_values_and_zero_is_exact(width, widen):
+    count = BLOCK + 20_001
+    values = [near(count, width, number) for number in (3, 10, 17)]
+    values[0][: count // 3], values[1][: count // 4] = values[1][: count // 3], -1
+    for ways in (3, 4):
+        (found,) = select(Gate("pool", count, width, widen, ways=ways), *values[: ways - 1])
+        np.testing.assert_array_equal(found, np.maximum(np.max(values[: ways - 1], axis=0), 0))
+
+
+def test_every_three_values_and_zero_of_a_small_ring_under_many_masks():
+    values = np.array(list(itertools.product(range(-4, 4), repeat=3))).T
+    values = np.tile(values, 100)
+    (found,) = select(Gate("pool", len(values[0]), 4, widen=True, ways=4), *values)
+    np.testing.assert_array_equal(found, np.maximum(values.max(axis=0), 0))
+
+
 def test_every_three_values_of_a_small_ring_under_many_masks():
     """All u, v whose difference fits; over many masks all shares of the bits occur."""
     u, v = np.array(

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from primia.errors import MalformedMessage
+from primia.mpc.compile_pools import rectified
 from primia.mpc.plan import (
     Add,
     Convolution,
@@ -244,3 +245,50 @@ def test_bytes_that_are_not_json_are_refused(data):
 def test_a_plan_over_the_size_limit_is_refused():
     with pytest.raises(MalformedMessage, match="over the limit"):
         Plan.parse(b" " * (1 << 20) + example().to_json())
+
+
+def test_a_pool_that_takes_a_relu():
+    """Its last gate has a way more and widens; no window's candidate is left out of it."""
+    pool = MaxPool("pool", 0, (3, 3), (2, 2), (1, 1), relu=True)
+    across, down = pool.gates((1, 8, 8), 17)
+    assert (across.ways, across.widen, down.ways, down.widen) == (3, False, 4, True)
+    assert (down.lanes, down.bits, down.count, pool.width(17)) == (3, 6, 16, 32)
+    flat = dataclasses.replace(pool, kernel=(1, 3), stride=(1, 2), padding=(0, 1))
+    assert [gate.ways for gate in flat.gates((1, 8, 8), 17)] == [4]
+    pairs = dataclasses.replace(pool, kernel=(2, 2), padding=(0, 0))
+    assert [gate.ways for gate in pairs.gates((1, 8, 8), 17)] == [2, 3]
+
+
+def test_a_pool_takes_a_relu_only_where_a_gate_can():
+    pool = MaxPool("pool", 0, (1, 1), (1, 1), (0, 0), relu=True)
+    with pytest.raises(ValueError, match="no ReLU"):
+        pool.gates((1, 8, 8), 17)
+    coarse = MaxPool("pool", 0, (3, 3), (2, 2), (1, 1), 4, relu=True)
+    with pytest.raises(ValueError, match="no ReLU"):
+        coarse.gates((1, 8, 8), 17)
+    assert dataclasses.replace(coarse, ways=2).gates((1, 8, 8), 17)[-1].ways == 3
+
+
+def test_a_plan_says_of_a_pool_whether_it_takes_a_relu():
+    pool = MaxPool("pool", 0, (3, 3), (2, 2), (1, 1), relu=True)
+    found = plan(pool, Flatten("flat", 1), Dense("dense", 2, 3, 4))
+    text = found.to_json()
+    assert Plan.parse(text) == found
+    for wrong, why in ((b"false", "leaves as it is"), (b"1", "neither true nor false")):
+        with pytest.raises(MalformedMessage, match=why):
+            Plan.parse(text.replace(b'"relu":true', b'"relu":' + wrong))
+
+
+def test_a_relu_joins_the_pool_that_it_alone_reads():
+    """Values behind it are numbered anew; one that is read elsewhere too, or coarse, stays."""
+    pool, relu = MaxPool("pool", 0, (2, 2), (2, 2), (0, 0)), Relu("relu", 1)
+    behind = Add("add", 2, 2, 0, 0), Flatten("flat", 3), Dense("dense", 4, 3, 4)
+    joined = rectified(plan(pool, relu, *behind))
+    assert joined.ops[0] == dataclasses.replace(pool, relu=True)
+    assert [op.sources for op in joined.ops[1:]] == [(1, 1), (2,), (3,)]
+    assert rectified(joined) == joined
+    read_twice = plan(pool, relu, Add("add", 1, 2, 0, 0), *behind[1:])
+    coarse = plan(pool, Relu("relu", 1, 3), *behind)
+    no_gate = plan(dataclasses.replace(pool, kernel=(1, 1)), relu, *behind)
+    for given in (read_twice, coarse, no_gate):
+        assert rectified(given) == given

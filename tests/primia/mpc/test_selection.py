@@ -12,7 +12,7 @@ from tests.support.inference import words
 def shared(gate, masks, hidden):
     """Each item of a gate in two shares, the second drawn: of each party, by item."""
     count, found = len(hidden[0]), ({}, {})
-    products = {"": np.ones(count, np.uint32), **dict(zip(BITS, hidden, strict=False))}
+    products = {"": np.ones(count, np.uint32), **dict(zip(BITS[gate.ways], hidden, strict=True))}
     for factor in factors(gate):
         products[factor] = np.prod([products[bit] for bit in factor], axis=0, dtype=np.uint32)
     items = corrections(gate)
@@ -63,6 +63,22 @@ def test_every_value_mask_bit_and_hidden_bit_of_three_ways():
     np.testing.assert_array_equal(found, np.where(s, p * u, q * v))
 
 
+@pytest.mark.parametrize("widen", [False, True])
+def test_every_value_and_bit_of_four_ways_under_many_masks(widen):
+    """Bits of values that a gate may select: of negative ones their own is 0 where it widens."""
+    gate = Gate("max", 1, 4, widen, ways=4)
+    u, v, w, *bits = every(8, 8, 8, *[2] * 6)
+    if not widen:
+        u, v, w = (16 - u) % 16, v, (w + 5) % 16
+    for number in range(6):
+        masks = [words(700 + 10 * number + lane, len(u), 4) for lane in range(3)]
+        hidden = [words(800 + 10 * number + bit, len(u), 1) for bit in range(6)]
+        (found,) = select(gate, [u, v, w], masks, bits, hidden)
+        p, q, t, s, x, y = bits
+        wanted = p * s * x * u + q * (1 - s) * y * v + t * (1 - x) * (1 - y) * w
+        np.testing.assert_array_equal(found, wanted & ones(gate.result_width))
+
+
 def test_a_second_payload_follows_the_bits_of_the_first():
     gate = Gate("label", 1, 3, payloads=2, ways=3)
     u, ru, *rest = every(8, 8, 2, 2, 2, 2, 2, 2)
@@ -98,6 +114,8 @@ def test_three_ways_compare_the_difference_of_what_is_opened():
     lanes = compared_lanes(Gate("max", 2, ways=3, payloads=2), [u, v, v, u])
     assert [lane.view(np.int32).tolist() for lane in lanes] == [[5, 1], [3, 2], [2, -1]]
     assert compared_lanes(Gate("max", 2, payloads=2), [u, v]) == (u,)
+    lanes = compared_lanes(Gate("max", 2, ways=4), [u, v, u + v])
+    assert [lane.view(np.int32).tolist() for lane in lanes[3:]] == [[2, -1], [-3, -2], [-5, -1]]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +126,8 @@ def test_three_ways_compare_the_difference_of_what_is_opened():
         (Gate("label", 1, payloads=2), 1, 2),
         (Gate("max", 1, 17, ways=3), 5, 6),
         (Gate("label", 1, payloads=2, ways=3), 8, 9),
+        (Gate("pool", 1, 17, widen=True, ways=3), 10, 11),
+        (Gate("pool", 1, 17, widen=True, ways=4), 36, 30),
     ],
 )
 def test_what_is_dealt_for_a_result(gate, to_p0, to_p1):

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primia.fixed_point import encode
+from primia.mpc.compile_pools import rectified
 from primia.mpc.frames import HEADER_BYTES, offline_size, request_size, response_size
+from primia.mpc.operations import MaxPool
 from tests.support.inference import Builder, Session, plain, resnet18, signed, weights_for
 
 
@@ -145,6 +147,25 @@ def test_messages_take_no_more_bits_than_their_rings():
     bill = plan.bill(1)
     assert bill.request_bytes + bill.response_bytes < 16e6
     assert bill.request_bytes + bill.response_bytes + bill.offline_bytes < 22e6
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 3), (3, 1), (5, 2), (4, 7)])
+def test_a_pooling_that_takes_the_relu_equals_the_plain_one(kernel):
+    """A request less than with a gate of its own, whatever stands at the borders."""
+    b = Builder((1, 12, 11))
+    padding = kernel[0] // 2, kernel[1] // 2
+    cut = b.narrow(b.conv(0, 2), 4)
+    b.ops.append(MaxPool("pool", cut, kernel, (2, 2), padding))
+    b.shapes.append(b.ops[-1].shape(b.shapes[cut]))
+    b.head(b.relu(len(b.ops), 0), 3)
+    apart = b.plan(6)
+    plan = rectified(apart)
+    assert plan.requests == apart.requests - 1
+    weights, image = weights_for(plan, sum(kernel)), image_for(plan, 2, sum(kernel))
+    session = Session(plan, weights, 2)
+    scores = session.run(image)
+    expected = plain(plan, weights, fixed(plan, image), session.shares())
+    np.testing.assert_array_equal(scores * 2.0 ** plan.scales()[-1], expected)
 
 
 def test_a_pooling_of_any_size_equals_the_plain_maximum():

@@ -4,11 +4,14 @@ Chi-square tests against the uniform distribution at a false-alarm rate of 1e-6 
 fixed, so a run tells the same every time. Controls show that the tests notice what they must.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import chi2
 
 from primia.fss.evaluation import NumpyEvaluator
+from primia.mpc.compile_pools import rectified
 from primia.mpc.frames import BINDING_BYTES, HEADER_BYTES, Answer, Masked, many_from_planes
 from primia.mpc.gate_shape import Gate
 from primia.mpc.gates import client_answer, client_prepare, server_close, server_open
@@ -75,6 +78,15 @@ def network(result):
     return b.plan(6, result)
 
 
+def rectified_network():
+    """Its pool takes the ReLU into a gate of four ways."""
+    b = Builder((1, 6, 6))
+    b.head(b.relu(b.max_pool(b.conv(0, 4), 3, 1, 1, low=4), 0), 3)
+    plan = rectified(b.plan(6, "label"))
+    assert [gate.ways for gate in plan.gates()][:2] == [3, 4]
+    return plan
+
+
 def constant_weights(plan, value):
     return {
         op.layer: LayerWeights(
@@ -84,10 +96,17 @@ def constant_weights(plan, value):
     }
 
 
-@pytest.fixture(scope="module", params=[(i, w) for i in IMAGES for w in WEIGHTS], ids=str)
+NETWORKS = (lambda: network("label"), rectified_network)
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(NETWORKS, IMAGES, WEIGHTS),
+    ids=lambda given: str(given[1:]),
+)
 def session(request):
-    image, value = request.param
-    plan = network("label")
+    build, image, value = request.param
+    plan = build()
     session = Session(plan, constant_weights(plan, value), BATCH)
     session.run(IMAGES[image])
     return session
@@ -122,8 +141,9 @@ def test_what_p1_receives_is_uniform(session):
         assert looks_uniform(together(masked.bits), 1 << gate.bits)
         if count >= 5 * 256:
             assert words_look_uniform(masked.values, gate.width)
-            if gate.ways == 3:
-                assert words_look_uniform(masked.values[::2] - masked.values[1::2], gate.width)
+            for k, m in itertools.combinations(range(gate.ways - 1), 2):
+                u, v = masked.values[k :: gate.ways - 1], masked.values[m :: gate.ways - 1]
+                assert words_look_uniform(u - v, gate.width)
 
 
 @pytest.mark.parametrize("value", WEIGHTS)
@@ -154,6 +174,8 @@ GATES = {
     "max": Gate("max", COUNT, 19),
     "max of three": Gate("max", COUNT, 19, ways=3),
     "coarse max of three": Gate("max", COUNT, 19, coarse=4, ways=3),
+    "max of two and zero": Gate("pool", COUNT, 19, widen=True, ways=3),
+    "max of three and zero": Gate("pool", COUNT, 19, widen=True, ways=4),
     "label": Gate("label", COUNT, payloads=2),
     "label of three": Gate("label", COUNT, payloads=2, ways=3),
 }
@@ -204,8 +226,19 @@ def view(request):
 
 
 def test_p0_sees_nothing_jointly_with_what_it_knows(view):
-    bits = [(each, 1) for each in (*view.b0, *view.c0, *view.answer.bits)]
     width, wide = view.gate.width, view.gate.result_width
+    for bits in some_bits(view, view.b0, view.c0, view.answer.bits):
+        check_view_of_p0(view, bits, width, wide)
+    assert words_look_uniform(view.delta - view.r0, width)
+
+
+def some_bits(view, *arrays):
+    """All bits of each three comparisons: of more there would be too many cells."""
+    for chosen in itertools.combinations(range(view.gate.bits), min(3, view.gate.bits)):
+        yield [(array[number], 1) for array in arrays for number in chosen]
+
+
+def check_view_of_p0(view, bits, width, wide):
     for answer, result in zip(view.answer.values, view.results, strict=True):
         assert looks_uniform(joint(*bits, (top(answer, 4, wide), 4)), 1 << len(bits) + 4)
         assert looks_uniform(joint(*bits, (top(result, 4, wide), 4)), 1 << len(bits) + 4)
@@ -219,22 +252,20 @@ def test_p0_sees_nothing_jointly_with_what_it_knows(view):
         answer = (top(view.answer.values[0], 2, wide), 2)
         assert looks_uniform(joint(*bits, *known), 1 << len(bits) + 4)
         assert looks_uniform(joint(*bits[:1], *known, answer), 1 << 7)
-    assert words_look_uniform(view.delta - view.r0, width)
 
 
 def test_p1_sees_nothing_jointly_with_what_it_knows(view):
-    bits = [(each, 1) for each in (*view.b1, *view.c1, *view.masked.bits)]
-    width, opened = view.gate.width, view.masked.values
-    assert looks_uniform(joint(*bits, (top(view.p1, 4), 4)), 1 << len(bits) + 4)
-    for value, r1 in zip(opened, view.r1, strict=True):
-        known = [(top(x, 2, width), 2) for x in (value, r1)]
-        assert looks_uniform(joint(*bits, *known), 1 << len(bits) + 4)
-        assert looks_uniform(joint(*bits, (top(value - r1, 4, width), 4)), 1 << len(bits) + 4)
-    assert words_look_uniform(opened - view.r1, width)
-    if view.gate.ways == 3:
-        assert words_look_uniform(opened[0] - opened[1] - (view.r1[0] - view.r1[1]), width)
-        pair = [(top(x - r, 6, width), 6) for x, r in zip(opened[:2], view.r1[:2], strict=True)]
-        assert looks_uniform(joint(*pair), 1 << 12)
+    width, hidden = view.gate.width, view.masked.values - view.r1
+    for bits in some_bits(view, view.b1, view.c1, view.masked.bits):
+        assert looks_uniform(joint(*bits, (top(view.p1, 4), 4)), 1 << len(bits) + 4)
+        for value, r1 in zip(view.masked.values, view.r1, strict=True):
+            known = [(top(x, 2, width), 2) for x in (value, r1)]
+            assert looks_uniform(joint(*bits, *known), 1 << len(bits) + 4)
+            assert looks_uniform(joint(*bits, (top(value - r1, 4, width), 4)), 1 << len(bits) + 4)
+    assert words_look_uniform(hidden, width)
+    for u, v in itertools.combinations(hidden[: view.gate.ways - 1], 2):
+        assert words_look_uniform(u - v, width)
+        assert looks_uniform(joint((top(u, 6, width), 6), (top(v, 6, width), 6)), 1 << 12)
 
 
 def test_the_tests_notice_what_is_not_masked(view):
