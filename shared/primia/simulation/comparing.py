@@ -20,7 +20,7 @@ from primia.learning.layout import Vector
 from primia.learning.models import load_model
 from primia.learning.spec import WITHOUT_NORM, ModelSpec
 from primia.learning.training import predict
-from primia.simulation.modes import Mode, Plan, participants, train
+from primia.simulation.modes import Mode, Plan, check, participants, train
 from primia.simulation.sites import Setting, Site
 
 Progress = Callable[[str, int, int], None]  # (training, rounds done, of how many)
@@ -87,7 +87,10 @@ def trials(
 def compare(
     setting: Setting, wanted: Sequence[Trial], progress: Progress | None = None
 ) -> Comparison:
-    """Train each; each two neighbours in the order given are compared."""
+    """Train each; each two neighbours in the order given are compared. What cannot be trained is
+    refused before the first one is."""
+    for trial in wanted:
+        check(trial.sites, trial.spec, trial.plan, secure=trial.secure)
     outcomes = [outcome(setting, trial, progress) for trial in wanted]
     pairs = [
         pair(first, second, setting.test.labels) for first, second in itertools.pairwise(outcomes)

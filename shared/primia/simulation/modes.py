@@ -13,7 +13,7 @@ from torch import nn
 from primia.aggregation.plain import WeightedMean
 from primia.aggregation.terms import Groups, default_threshold
 from primia.errors import InvalidInput
-from primia.learning.accounting import DpSgd, check_norm, release_of_round
+from primia.learning.accounting import DpSgd, check_norm, check_settings, release_of_round
 from primia.learning.carried import Carried
 from primia.learning.config import ServerOptimiser
 from primia.learning.layout import Layout, Vector
@@ -53,6 +53,33 @@ def participants(mode: Mode, setting: Setting) -> dict[str, tuple[Site, ...]]:
     return {f"federated, {mode}": setting.sites}
 
 
+def check(sites: Sequence[Site], spec: ModelSpec, plan: Plan, *, secure: bool = False) -> None:
+    """What a run over the services refuses before it begins. Raises InvalidInput, which names the
+    site where it is one's."""
+    settings = plan.training
+    settings.check_classes(len(spec.classes))
+    if secure and contributes_nothing(settings, PrivacySettings()):
+        raise InvalidInput(
+            "A stopped site's zeros would uncover the other sites' updates in a secure sum.",
+            hint="Set training.local_stopping.when_stopped to leave.",
+        )
+    for site in sites:
+        images = len(site.training)
+        if settings.batch_size > images:
+            raise InvalidInput(
+                f"A batch of {settings.batch_size} is larger than the {images} images that "
+                f"{site.name} trains on.",
+                hint="Set a smaller training.batch_size.",
+            )
+        if settings.local_stopping is not None and site.validation is None:
+            raise InvalidInput(f"{site.name} has no validation images for local early stopping.")
+    if plan.dp is not None:
+        check_norm(spec)
+        check_settings(settings)
+        for site in sites:
+            release_of_round(len(site.training), settings, plan.dp, plan.rounds)
+
+
 def train(
     sites: Sequence[Site],
     spec: ModelSpec,
@@ -63,13 +90,7 @@ def train(
 ) -> Vector:
     """The final weights, float32 (values,), from the spec's first ones. As in a run, a site that
     early stopping has stopped leaves the rounds to the others, which end when too few are left."""
-    if plan.dp is not None:
-        check_norm(spec)
-    if secure and contributes_nothing(plan.training, PrivacySettings()):
-        raise InvalidInput(
-            "A stopped site's zeros would uncover the other sites' updates in a secure sum.",
-            hint="Set training.local_stopping.when_stopped to leave.",
-        )
+    check(sites, spec, plan, secure=secure)
     module = create_model(spec)
     layout, weights = state_layout(module), flatten(module)
     moments = Moments.initial(layout.group_size("parameters"), plan.server)

@@ -11,7 +11,7 @@ from primia.aggregation.terms import Groups
 from primia.cli.main import create_app
 from primia.errors import InvalidInput
 from primia.learning.carried import Carried
-from primia.learning.config import ServerOptimiser
+from primia.learning.config import LocalStopping, ServerOptimiser
 from primia.learning.spec import ModelSpec
 from primia.learning.stopper import Standing
 from primia.learning.synthetic import draw_dataset
@@ -95,6 +95,25 @@ def test_a_private_training_costs_each_site_its_epsilon(setting: Setting) -> Non
         compare(setting, [mixing])
 
 
+def test_what_cannot_be_trained_is_refused_before_anything_is(setting: Setting) -> None:
+    """The private trial comes last: nobody should wait for the others first."""
+    begun: list[str] = []
+    for change, epsilons, said in (
+        ({"mixup": 0.2}, [8.0], "without mixup"),
+        ({}, [8.0, 1e-6], "too small for"),
+        ({"class_weights": (1.0,) * 9}, [], "9 class weights"),
+    ):
+        plan = replace(PLAN, training=PLAN.training.model_copy(update=change))
+        wanted = trials(setting, plan, ["plain"], epsilons)
+        with pytest.raises(InvalidInput, match=said):
+            compare(setting, wanted, lambda name, _done, _of: begun.append(name))
+    bare = replace(setting, sites=tuple(replace(s, validation=None) for s in setting.sites))
+    stopping = PLAN.training.model_copy(update={"local_stopping": LocalStopping()})
+    with pytest.raises(InvalidInput, match="site-a has no validation images"):
+        train(bare.sites, bare.spec, replace(PLAN, training=stopping))
+    assert begun == []
+
+
 def test_the_command_compares_all_modes(images: Path) -> None:
     words = ["simulate", str(images), "--modes", "secure,local,plain,pooled", "--rounds", "1"]
     words += ["--architecture", "small_cnn", "--image-size", "32", "--format", "json"]
@@ -113,6 +132,8 @@ def test_the_command_compares_all_modes(images: Path) -> None:
         ("--epsilon", "lots", "no list of numbers"),
         ("--architecture", "unet", "simulations compare classification"),
         ("--architecture", "cathedral", "architecture"),
+        ("--set", "training.batch_size=1000", "that site-a trains on"),
+        ("--set", "training.class_weights=[1]", "class_weights"),
     ):
         answer = CliRunner().invoke(create_app(), [*words, option, value])
         assert answer.exit_code == 1, answer.output
