@@ -47,7 +47,7 @@ pytestmark = pytest.mark.e2e
 NODE = "hospital-a"
 ENDED = ("done", "failed", "cancelled")
 MODEL = "lenet"
-REQUESTS = 10
+REQUESTS = 8
 STEPS = [OFFLINE, *range(REQUESTS)]
 POINTS = [(number, when) for number in STEPS for when in ("before", "after")]
 # As many sessions and deals at once as there are points, and some.

@@ -84,10 +84,10 @@ def test_encrypted_predictions_are_the_plain_ones(sqlite_world: World, small: st
     check(sqlite_world, small, tmp_path)
 
 
-def test_a_resnet_takes_20_requests(sqlite_world: World, resnet: str, tmp_path: Path):
+def test_a_resnet_takes_19_requests(sqlite_world: World, resnet: str, tmp_path: Path):
     check(sqlite_world, resnet, tmp_path)
     newest = sqlite_world.nodes["hospital-a"].inferences().inferences
-    assert {job.steps for job in newest if job.model == resnet and job.result == "scores"} == {20}
+    assert {job.steps for job in newest if job.model == resnet and job.result == "scores"} == {19}
 
 
 def test_the_same_by_securenn(sqlite_world: World, resnet: str, tmp_path: Path):

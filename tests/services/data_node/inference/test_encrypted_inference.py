@@ -271,7 +271,7 @@ def interrupt(monkeypatch, at, action):
     return done
 
 
-@pytest.mark.parametrize("at", [-1, 0, 1, 2, 5, 8, 9])
+@pytest.mark.parametrize("at", [-1, 0, 1, 2, 4, 6, 7])
 def test_the_owners_worker_dies_at_a_step(grid, compiled, monkeypatch, at):
     def kill():
         wait_until(lambda: grid.sessions()[-1].state == "ready")
@@ -290,7 +290,7 @@ def test_the_owners_worker_dies_at_a_step(grid, compiled, monkeypatch, at):
     np.testing.assert_allclose(found, expected(compiled, IMAGES[:1])[0], atol=0.01)
 
 
-@pytest.mark.parametrize("at", [-1, 0, 3, 9])
+@pytest.mark.parametrize("at", [-1, 0, 3, 7])
 def test_the_nodes_worker_dies_at_a_step(grid, monkeypatch, at):
     def kill():
         raise KeyboardInterrupt
