@@ -83,8 +83,11 @@ def dealt(gate: Gate, party: int) -> list[Item]:
     """What is dealt to the party, in the order of its use. P1's share of r itself is never: it is
     in the offline message."""
     halves: tuple[list[Item], list[Item]] = ([], [])
-    for number, item in enumerate(corrections(gate)):
-        halves[int(number % 2 == 0 and item.name != "r")].append(item)
+    turn = 1
+    for item in corrections(gate):
+        taker = 0 if item.name == "r" else turn
+        halves[taker].append(item)
+        turn = turn if taker != turn else 1 - turn
     return halves[party]
 
 
