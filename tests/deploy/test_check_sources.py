@@ -13,7 +13,7 @@ from deploy.check import sources
 from deploy.check.render import documents, kustomizations, overlays
 from tests.deploy.manifests import Copy
 
-pytest.importorskip("kubernetes_validate")
+pytest.importorskip("kubernetes_validate", reason="comes with the dev extra")
 
 
 @pytest.fixture

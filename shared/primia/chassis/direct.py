@@ -15,13 +15,8 @@ from dataclasses import dataclass
 
 import httpx
 import urllib3
+from urllib3 import exceptions
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    NewConnectionError,
-    TimeoutError,
-)
 
 _PIECE = 1 << 20
 _CONNECTIONS = 8
@@ -106,9 +101,9 @@ def _socket_options() -> list[tuple[int, int, int]]:
 def _network_errors() -> Iterator[None]:
     try:
         yield
-    except (NewConnectionError, ConnectTimeoutError) as error:
+    except (exceptions.NewConnectionError, exceptions.ConnectTimeoutError) as error:
         raise httpx.ConnectError(type(error).__name__) from error
-    except TimeoutError as error:
+    except exceptions.TimeoutError as error:
         raise httpx.ReadTimeout(type(error).__name__) from error
-    except (OSError, HTTPError) as error:
+    except (OSError, exceptions.HTTPError) as error:
         raise httpx.NetworkError(type(error).__name__) from error

@@ -23,8 +23,8 @@ from primia.learning.spec import MAX_CLASSES, check_label
 
 MAX_FILES = 200_000
 MAX_CSV_BYTES = 64 << 20
-# What operating systems leave in folders, and a DICOM medium's table of contents.
 TWO_CLASSES = "at least two classes are needed"
+# What operating systems leave in folders, and a DICOM medium's table of contents.
 _LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
 
 Progress = Callable[[int, int], None]  # (done, of how many)

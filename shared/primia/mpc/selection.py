@@ -87,7 +87,8 @@ def dealt(gate: Gate, party: int) -> list[Item]:
     for item in corrections(gate):
         taker = 0 if item.name == "r" else turn
         halves[taker].append(item)
-        turn = turn if taker != turn else 1 - turn
+        if taker == turn:
+            turn = 1 - turn
     return halves[party]
 
 

@@ -35,6 +35,7 @@ class _Peer(BaseHTTPRequestHandler):
             "/bomb": self._bomb,
             "/no": self._refuse,
             "/nothing": self._nothing,
+            "/head": self._endless_head,
             "/closed": self._close,
         }
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -49,6 +50,18 @@ class _Peer(BaseHTTPRequestHandler):
     def _nothing(self) -> None:
         self.send_response(204)
         self.end_headers()
+
+    def _endless_head(self) -> None:
+        """Of a chunk: its size, in ever more digits."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for _ in range(64):
+            try:
+                self.wfile.write(b"0" * MIB)
+            except OSError:
+                return
+            type(self).sent += MIB
 
     def _close(self) -> None:
         """After the answer, and without a word of it."""
@@ -105,6 +118,13 @@ def test_an_endless_answer_is_cut_off(client):
     with pytest.raises(MalformedMessage, match="more than 16777216 bytes"):
         client.request("GET", "/endless")
     assert _Peer.sent < 64 * MIB
+
+
+def test_a_chunk_without_end_of_its_head_is_cut_off(client, monkeypatch):
+    monkeypatch.setattr(client, "_attempts", 1)
+    with pytest.raises(PeerUnavailable):
+        client.request("GET", "/head")
+    assert _Peer.sent < 16 * MIB
 
 
 def test_an_answer_may_be_as_large_as_expected(client):
